@@ -1,0 +1,205 @@
+"""What a task is: pure data, and the one table of a task's life.
+
+Every process knows these records, none of them rewrites another's.  They are msgspec structs, so the same definition is
+the wire format, the type that mypy checks and the value that tests compare.  This module does no input or output and
+knows neither sockets nor databases.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+TILE: Final = 10_000
+"""Shares of one tile: resources are integers, so `gpus_per_rank=0.5` is 5000."""
+
+
+class TaskState(enum.IntEnum):
+    """Where a task is in its life; MOVES says what may follow."""
+
+    WAITING = 1          # for other tasks, or for futures that it returned
+    READY = 2            # for a place
+    ASSIGNED = 3         # a pilot has it
+    RUNNING = 4
+    DONE = 5
+    FAILED = 6
+    UPSTREAM_FAILED = 7  # something that it needed did not succeed
+    CANCELLED = 8        # cancelled before it started, or killed
+    HELD = 9             # by a person, a breaker, or because what it waits for went away with a script
+
+
+S = TaskState
+OPEN: Final = frozenset({S.WAITING, S.READY, S.ASSIGNED, S.RUNNING, S.HELD})
+CLOSED: Final = frozenset({S.DONE, S.FAILED, S.UPSTREAM_FAILED, S.CANCELLED})
+
+MOVES: Final[dict[TaskState, frozenset[TaskState]]] = {
+    # from: to                                                     why, where it is not plain
+    S.WAITING: frozenset({S.READY, S.UPSTREAM_FAILED, S.CANCELLED, S.HELD,
+                          S.DONE,       # the futures that it returned are done; a promise was kept
+                          S.FAILED}),   # ... or are not
+    S.READY: frozenset({S.ASSIGNED, S.CANCELLED, S.HELD,
+                        S.DONE,         # an earlier attempt, thought lost, succeeded after all
+                        S.FAILED}),     # its worker pool is broken
+    S.ASSIGNED: frozenset({S.RUNNING, S.DONE, S.FAILED, S.CANCELLED, S.HELD,
+                           S.READY,     # handed back, or its pilot is lost
+                           S.WAITING}),  # it returned futures
+    S.RUNNING: frozenset({S.DONE, S.FAILED, S.CANCELLED, S.HELD, S.READY, S.WAITING}),
+    S.DONE: frozenset(),
+    S.FAILED: frozenset({S.READY, S.WAITING}),             # tried again by a re-run or `resume --retry-failed`
+    S.UPSTREAM_FAILED: frozenset({S.READY, S.WAITING}),    # ... and so are those that it took down
+    S.CANCELLED: frozenset({S.READY, S.WAITING}),          # called again
+    S.HELD: frozenset({S.READY, S.WAITING, S.CANCELLED, S.UPSTREAM_FAILED, S.FAILED}),
+}
+del S
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A payload that is a file: `<objects>/<digest[:2]>/<digest>`, written before anybody is told its name."""
+
+    digest: str  # sha256, hex
+    size: int    # bytes
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The value of a task that returned futures: a pickle with slots, and what goes into them, in slot order."""
+
+    template: bytes
+    parts: list[bytes | Blob | Joined]
+
+
+Payload = bytes | Blob | Joined
+"""Opaque user data.  Only clients and workers look inside (balsamfut.serialize); the interchange never does."""
+
+
+class Resources(msgspec.Struct, frozen=True, array_like=True):
+    """What one attempt takes.  Balsam's words; everything is per node, rank or core as its name says."""
+
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    threads_per_rank: int = 1
+    threads_per_core: int = 1
+    gpu_shares: int = 0          # gpus_per_rank x TILE; below TILE: a share of one tile
+    memory: int = 0              # bytes per node; 0: not said
+    node_packing_count: int = 0  # k: takes 1/k of each node against all tasks; 0: whatever fits
+    mpi: bool = False            # start through the MPI launcher even when it is one rank
+    launch_params: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def cores_per_rank(self) -> int:
+        return max(1, -(-self.threads_per_rank // self.threads_per_core))
+
+    @property
+    def serial(self) -> bool:
+        """Started by the agent itself, without the MPI launcher."""
+        return self.ranks == 1 and not self.mpi
+
+
+class AppKind(enum.IntEnum):
+    PYTHON = 1    # a Python function; its value is the result
+    TEMPLATE = 2  # a Jinja template that makes a bash command
+    COMMAND = 3   # a function that returns a command: str (bash) or list (argv)
+    PROMISE = 4   # no task of ours: a future of somebody else's that a task waits for; its client tells how it ended
+
+
+class Hook(enum.IntFlag):
+    PREPROCESS = 1
+    POSTPROCESS = 2
+    ON_ERROR = 4
+    ON_TIMEOUT = 8
+
+
+class AppSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A decorated function as it was when an Executor first saw it."""
+
+    name: str                # module-free name, for people
+    kind: AppKind
+    digest: bytes            # of the pickled code (serialize.AppCode): function, template and hooks; 16 bytes
+    hooks: Hook = Hook(0)
+    module: str = ""
+    doc: str = ""            # first line
+
+
+class Pool(msgspec.Struct, frozen=True, array_like=True):
+    """The surroundings of a Python worker.  Tasks share workers only where all of this is equal."""
+
+    python: str                                  # sys.executable of the client
+    path: tuple[str, ...]                        # its sys.path
+    cwd: str
+    environ: tuple[tuple[str, str], ...] = ()    # what the task's processes get; sorted
+    initializer: Payload | None = None           # pickled (initializer, initargs)
+    nonce: str = ""                              # tells apart what must not be shared though all else is equal
+
+
+class Options(msgspec.Struct, frozen=True, array_like=True):
+    """What an app or a call asks for beside resources; everything here is equal for many calls."""
+
+    walltime: float = 0.0                           # seconds of one attempt; 0: no limit
+    retries: int = 0                                # further attempts after the task's own failures
+    priority: int = 0                               # higher first
+    environment: tuple[tuple[str, str], ...] = ()
+    shell_preamble: str = ""                        # bash lines before the command, in the same shell
+    cleanup_files: tuple[str, ...] = ()             # globs in the workdir, removed when the task is done
+    stop_signal: int = 15                           # asked to stop with this ...
+    stop_grace: float = 5.0                         # ... and SIGKILL so many seconds later
+    cache: bool = False
+
+
+class TaskClass(msgspec.Struct, frozen=True, array_like=True):
+    """What calls have in common: queues, matching and prefill work on classes, never on tasks."""
+
+    app: bytes            # AppSpec.digest
+    pool: bytes           # digest of the Pool, 16 bytes
+    resources: Resources
+    options: Options
+
+
+class Extra(msgspec.Struct, frozen=True, array_like=True):
+    """What few calls need.  Paths are as the user gave them; relative ones lie under the workdir."""
+
+    name: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""                       # relative ones lie under the site's data/; "": data/<shard>/<task>
+    command: str | None = None              # rendered by the client: a template without futures in its arguments
+    stdout: str = ""                        # "": job.out (shell), the worker's log (Python)
+    stdout_mode: str = "a"                  # a: append, w: truncate
+    stderr: str = ""                        # "": with stdout
+    stderr_mode: str = "a"
+    inputs: tuple[tuple[str, str], ...] = ()    # (path, name in the workdir); name "": only checked
+    link_inputs: bool = True                    # else copied
+    outputs: tuple[str, ...] = ()
+
+
+class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One call, as its client made it; never rewritten.
+
+    needs: the futures found while pickling, in slot order.  > 0: a task id; < 0: minus the number of a call of
+    this session that is not acknowledged yet.
+    """
+
+    n: int                          # the session's call number, from 1
+    cls: int                        # the session's number of the TaskClass
+    args: Payload | None = None     # pickled (args, kwargs); None: nothing to pass
+    needs: tuple[int, ...] = ()
+    key: bytes | None = None        # Merkle key, 16 bytes; None: not resumable
+    occurrence: int = 0             # the how-many-th call with this key (from 0), in its campaign session or parent
+    extra: Extra | None = None
+
+
+class ShellResult(msgspec.Struct, frozen=True):
+    """How a command ended: its exit code, and where its output is (absolute paths, as text)."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    workdir: str
+
+
+def default_workdir(task: int) -> str:
+    """The workdir of a task that names none, relative to the site's data/: a thousand to a directory."""
+    return f"{task // 1000:05d}/{task}"
