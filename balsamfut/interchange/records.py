@@ -1,0 +1,170 @@
+"""What the interchange remembers: tasks, sessions and pilots in memory, and what one turn writes.
+
+The brain (core.py) makes and changes these, the store (store.py) reads them; neither knows the other.  A Task is kept
+small, since a hundred thousand of them may be queued: slots, shared classes, and None where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from balsamfut.messages import Detail
+from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass, TaskSpec, TaskState
+
+
+class Task:
+    """A task and its newest attempt, as one row of the database has them."""
+
+    __slots__ = (
+        "id", "campaign", "session", "parent", "cls", "spec", "state", "submitted",
+        "attempt", "failures", "losses", "pilot", "place", "started", "ended", "fault", "error", "payload", "root",
+        "reason", "again", "ran", "detail", "joins",
+        "missing", "dependents", "watchers", "stored", "dirty",
+    )
+
+    id: int
+    campaign: int
+    session: int
+    parent: int                    # the task that called this one; 0: a script did
+    cls: int                       # the site's number of the TaskClass
+    spec: TaskSpec                 # spec.needs: task ids only, once it is here
+    state: TaskState
+    submitted: float               # Unix time, as all times here
+    attempt: int                   # number of the newest attempt; 0: none yet
+    failures: int                  # attempts that were charged
+    losses: int                    # pilots or nodes that were lost under it
+    pilot: int                     # of the newest attempt; 0: none
+    place: str                     # ... "node:cores/tiles"
+    started: float                 # ... 0.0: not yet
+    ended: float
+    fault: int                     # ... messages.Fault
+    error: str                     # one line
+    payload: Payload | None        # DONE: the result; else a pickled exception; joining: the template
+    root: int                      # UPSTREAM_FAILED: the task where it began
+    reason: str                    # HELD: why
+    again: Resources | None        # of the newest attempt, where they are not the class's
+    ran: int | None                # the command is over with this code, its hooks are not
+    detail: Detail | None
+    joins: tuple[int, ...] | None  # it returned the futures of these tasks, and waits for them
+    # ---- not in the database
+    missing: int                   # needs (or joins) that are not over
+    dependents: list[Task] | None  # those that need this one
+    watchers: tuple[int, ...]      # sessions to be told
+    stored: bool                   # its row exists
+    dirty: bool                    # its row is to be written at the end of this turn
+
+    def __init__(self, id: int, campaign: int, session: int, parent: int, cls: int, spec: TaskSpec,
+                 state: TaskState, submitted: float) -> None:
+        self.id = id
+        self.campaign = campaign
+        self.session = session
+        self.parent = parent
+        self.cls = cls
+        self.spec = spec
+        self.state = state
+        self.submitted = submitted
+        self.attempt = self.failures = self.losses = self.pilot = self.fault = self.root = self.missing = 0
+        self.place = self.error = self.reason = ""
+        self.started = self.ended = 0.0
+        self.payload = self.again = self.ran = self.detail = self.joins = self.dependents = None
+        self.watchers = ()
+        self.stored = self.dirty = False
+
+
+@dataclass(slots=True)
+class CampaignRow:
+    id: int
+    name: str
+    created: float
+    named: bool           # by the user: resumable by a re-run
+
+
+@dataclass(slots=True)
+class SessionRow:
+    id: int
+    token: str
+    campaign: int
+    parent: int           # the task whose calls these are; 0: a script
+    host: str
+    pid: int
+    opened: float
+    closed: float = 0.0   # 0.0: open, or lost without a word
+    info: dict[str, str] = field(default_factory=dict)   # interpreter, cwd, argv, platform, nodes, max_workers ...
+
+
+@dataclass(slots=True)
+class PilotRow:
+    id: int
+    token: str
+    host: str
+    pid: int
+    platform: str
+    nodes: int
+    started: float
+    ended: float = 0.0    # 0.0: alive as far as is known
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class AttemptRow:
+    """An attempt that a newer one replaced (the newest is in the task's own row)."""
+
+    task: int
+    attempt: int
+    pilot: int
+    place: str
+    started: float
+    ended: float
+    fault: int
+    error: str
+    returncode: int | None
+
+
+@dataclass(slots=True)
+class EventRow:
+    """Something unusual that a person may ask about later."""
+
+    time: float
+    kind: str             # one word: retry, pilot-lost, held, killed, poison, bad-report ...
+    task: int = 0
+    pilot: int = 0
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Writes:
+    """What one turn changes: one transaction."""
+
+    campaigns: list[CampaignRow] = field(default_factory=list)                # new
+    sessions: list[SessionRow] = field(default_factory=list)                  # new, or closed
+    pilots: list[PilotRow] = field(default_factory=list)                      # new, or changed
+    apps: list[AppSpec] = field(default_factory=list)                         # new
+    codes: list[tuple[bytes, Payload]] = field(default_factory=list)          # new, by AppSpec.digest
+    pools: list[tuple[bytes, Pool]] = field(default_factory=list)             # new
+    classes: list[tuple[int, TaskClass]] = field(default_factory=list)        # new
+    tasks: list[Task] = field(default_factory=list)                           # new or changed (Task.stored tells)
+    edges: list[tuple[int, int, int]] = field(default_factory=list)           # new: (task, slot, the task it needs)
+    attempts: list[AttemptRow] = field(default_factory=list)                  # new
+    events: list[EventRow] = field(default_factory=list)                      # new
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.campaigns or self.sessions or self.pilots or self.apps or self.codes
+                    or self.pools or self.classes or self.edges or self.attempts or self.events)
+
+
+@dataclass(slots=True)
+class World:
+    """What a starting interchange must know of its database."""
+
+    next_task: int = 1
+    next_session: int = 1
+    next_campaign: int = 1
+    next_pilot: int = 1
+    next_class: int = 1
+    campaigns: list[CampaignRow] = field(default_factory=list)
+    classes: list[tuple[int, TaskClass]] = field(default_factory=list)
+    apps: list[AppSpec] = field(default_factory=list)
+    codes: list[tuple[bytes, Payload]] = field(default_factory=list)
+    pools: list[tuple[bytes, Pool]] = field(default_factory=list)
+    sessions: list[SessionRow] = field(default_factory=list)   # not closed
+    pilots: list[PilotRow] = field(default_factory=list)       # not ended
