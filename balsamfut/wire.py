@@ -1,0 +1,215 @@
+"""Sockets and framing: the only module that imports zmq.
+
+A Door is where many peers come in (ROUTER), a Link is one peer's way to it (DEALER); one message is one msgpack frame.
+A frame that does not decode by the union of the door is logged and dropped: it is never fatal, and never half used.
+Nothing here blocks but `Poller.poll`.  This module knows no message's meaning.
+
+Doors are `ipc://` sockets in a directory that only their owner may enter, so whoever reaches one is that owner; one
+door per role, since what a peer may say follows from the way it came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from balsamfut.errors import SiteError
+from balsamfut.messages import Message
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 1 << 30
+"""Bytes: a frame above this is refused by the socket.  Payloads above the inline limit travel as files."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def runtime_dir() -> Path:
+    """A directory for sockets that only this user may enter; raises SiteError where it is somebody else's.
+
+    A Unix socket's path has at most 107 bytes, so sockets cannot lie in the site's own directory.
+    """
+    path = Path(os.environ.get("BALSAMFUT_RUNTIME_DIR") or Path(tempfile.gettempdir()) / f"balsamfut-{os.getuid()}")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SiteError(f"{path} must be a directory that is yours alone (owner {os.getuid()}, mode 0700); "
+                        "remove it, or name another in BALSAMFUT_RUNTIME_DIR")
+    return path
+
+
+def local_address(site: Path, name: str) -> str:
+    """The address of a door of this site on this machine, new for each process."""
+    digest = hashlib.blake2b(os.fsencode(site.absolute()), digest_size=6).hexdigest()
+    path = runtime_dir() / f"{digest}-{os.getpid()}-{name}"
+    if len(os.fsencode(path)) > 100:
+        raise SiteError(f"the socket path {path} is too long (a Unix socket's path has at most 107 bytes); "
+                        "name a shorter directory in BALSAMFUT_RUNTIME_DIR")
+    return f"ipc://{path}"
+
+
+def _socket(kind: int, linger: float = 0.0) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    socket.setsockopt(zmq.LINGER, int(linger * 1000))
+    socket.setsockopt(zmq.SNDHWM, 0)       # ROUTER drops what is above the mark: what is sent must not be lost silently
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+    return socket
+
+
+class Door:
+    """Where peers come in.  `decoder` is the union of the messages that they may send."""
+
+    def __init__(self, address: str, decoder: Any) -> None:
+        if not address.startswith("ipc://"):
+            raise SiteError(f"cannot listen at {address}: a door on a network needs keys, which this version has not")
+        self._socket = _socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode
+        self._path = Path(address.removeprefix("ipc://"))
+        self._socket.bind(address)
+        self._path.chmod(0o600)
+        self.address = address
+
+    @property
+    def pollable(self) -> Any:
+        return self._socket
+
+    def receive(self, limit: int) -> list[tuple[bytes, Message]]:
+        """At most `limit` messages that have arrived, with who sent them; never waits."""
+        got: list[tuple[bytes, Message]] = []
+        receive, decode = self._socket.recv_multipart, self._decode
+        try:
+            for _ in range(limit):
+                frames = receive(zmq.NOBLOCK)
+                try:
+                    peer, frame = frames
+                    got.append((peer, decode(frame)))
+                except (ValueError, msgspec.DecodeError, RecursionError) as error:
+                    log.warning("dropped a message of %d frames from %s that is not in the protocol: %s",
+                                len(frames) - 1, frames[0].hex(), error)
+        except zmq.Again:
+            pass
+        return got
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """Queue a message for a peer; one for a peer that has gone is dropped."""
+        self._socket.send_multipart((peer, _encode(message)), zmq.NOBLOCK, copy=True)
+
+    def close(self, linger: float = 0.0) -> None:
+        """Close; what is queued is sent for up to `linger` seconds."""
+        self._socket.close(linger=int(linger * 1000))
+        self._path.unlink(missing_ok=True)
+
+
+class Link:
+    """One peer's way to a door.  `decoder` is the union of the messages that come back."""
+
+    def __init__(self, address: str, decoder: Any) -> None:
+        self._socket = _socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode
+        self._socket.connect(address)
+        self.address = address
+
+    @property
+    def pollable(self) -> Any:
+        return self._socket
+
+    def receive(self, limit: int) -> list[Message]:
+        """At most `limit` messages that have arrived; never waits."""
+        got: list[Message] = []
+        receive, decode = self._socket.recv, self._decode
+        try:
+            for _ in range(limit):
+                frame = receive(zmq.NOBLOCK)
+                try:
+                    got.append(decode(frame))
+                except (ValueError, msgspec.DecodeError, RecursionError) as error:
+                    log.warning("dropped a message of %d bytes that is not in the protocol: %s", len(frame), error)
+        except zmq.Again:
+            pass
+        return got
+
+    def send(self, message: Message) -> None:
+        """Queue a message; it waits here while the door is away."""
+        self._socket.send(_encode(message), zmq.NOBLOCK)
+
+    def close(self, linger: float = 0.0) -> None:
+        """Close; what is queued is sent for up to `linger` seconds (in the background)."""
+        self._socket.close(linger=int(linger * 1000))
+
+
+class Waker:
+    """Wakes a Poller from another thread or a signal handler.
+
+    The sleeper calls `arm()`, looks once more whether there is work, polls, and calls `clear()`; `wake()` costs a
+    system call only between the two, so that a busy sleeper is not rung for each piece of work.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._armed = True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def arm(self) -> None:
+        self._armed = True
+
+    def wake(self) -> None:
+        if self._armed and self._fd >= 0:
+            self._armed = False
+            os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        self._armed = False
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Poller:
+    """Waits for doors, links, wakers, file descriptors (int, or objects with fileno()) to become readable."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+        self._objects: dict[Any, Any] = {}
+
+    @staticmethod
+    def _key(item: Any) -> Any:
+        if isinstance(item, Door | Link):
+            return item.pollable
+        return item if isinstance(item, int) else item.fileno()
+
+    def register(self, item: Any) -> None:
+        key = self._key(item)
+        self._objects[key] = item
+        self._poller.register(key, zmq.POLLIN)
+
+    def unregister(self, item: Any) -> None:
+        """Forget an object; call it before the object is closed."""
+        key = self._key(item)
+        if self._objects.pop(key, None) is not None:
+            self._poller.unregister(key)
+
+    def poll(self, seconds: float) -> list[Any]:
+        """The registered objects that are readable, waiting up to so many seconds (negative: for ever) for one."""
+        objects = self._objects
+        return [objects[key] for key, _ in self._poller.poll(-1 if seconds < 0 else round(seconds * 1000))]
