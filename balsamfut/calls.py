@@ -1,0 +1,174 @@
+"""What a call is before an Executor has seen it: the app's lasting parts, the arguments, the options that were asked for.
+
+An Executor knows no apps (`balsamfut.apps` lies above it): it takes anything with `__balsamfut_app__` and asks it to
+`bind(args, kwargs)`; for every other callable it uses `plain`.  Knows neither sockets nor sessions, and pickles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import msgspec
+
+from balsamfut.model import AppKind, Extra, Hook
+from balsamfut.options import NOTHING, CallOptions
+
+if TYPE_CHECKING:
+    from balsamfut.serialize import AppCode
+
+_NO_EXTRA = Extra()
+HOOKS = {"preprocess": Hook.PREPROCESS, "postprocess": Hook.POSTPROCESS,
+         "on_error": Hook.ON_ERROR, "on_timeout": Hook.ON_TIMEOUT}
+"""The hooks by the names under which AppCode.hooks keeps them."""
+
+
+@dataclass(eq=False)
+class AppParts:
+    """What all calls of an app share.  One object per app, compared by identity: an Executor pickles `code` once for it."""
+
+    name: str
+    kind: AppKind
+    func: Callable[..., Any]
+    template: str | None = None
+    hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)   # by the names of HOOKS
+    options: CallOptions = NOTHING                                       # as decorated
+
+    @property
+    def module(self) -> str:
+        return getattr(self.func, "__module__", None) or ""
+
+    @property
+    def doc(self) -> str:
+        """The first line of the docstring."""
+        text = (getattr(self.func, "__doc__", None) or "").strip()
+        return text.splitlines()[0].strip() if text else ""
+
+    @property
+    def hook_flags(self) -> Hook:
+        flags = Hook(0)
+        for name in self.hooks:
+            flags |= HOOKS[name]
+        return flags
+
+    @functools.cached_property
+    def code(self) -> AppCode:
+        """What is pickled for this app: always the same object."""
+        from balsamfut.serialize import AppCode
+
+        return AppCode(self.func, self.template, self.hooks)
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        """Of the function; anything goes where it tells none (as C functions may)."""
+        try:
+            return inspect.signature(self.func)
+        except (TypeError, ValueError):
+            return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+                                      inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)])
+
+    def parameters(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by name, defaults included; what *args and **kwargs took stays under their names.
+
+        Raises TypeError as a plain call would.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{self.name}(): {exc}") from None
+        bound.apply_defaults()
+        return bound.arguments
+
+    def code_key(self, version: str | None = None) -> bytes:
+        """The app's part of a task's key: function, template and hooks, or the version that stands for them."""
+        keys = self.__dict__.setdefault("_code_keys", {})
+        if version not in keys:
+            from balsamfut.keys import code_key
+
+            hooks = tuple(self.hooks[name] for name in sorted(self.hooks))
+            keys[version] = code_key(self.func, hooks, version)
+            if self.template is not None and version is None:
+                from balsamfut.serialize import digest16
+
+                keys[version] = digest16(keys[version] + self.template.encode())
+        return keys[version]  # type: ignore[no-any-return]
+
+
+@dataclass(eq=False, slots=True)
+class CallPlan:
+    """One call, ready to be submitted.
+
+    An Executor joins the options of all places, `combine(settings, plan.app.options, its own, plan.options)`, and asks
+    with the result for `extra()` and `key_material()`.
+    """
+
+    app: AppParts
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: CallOptions = NOTHING    # of this call alone: .options(...)
+    command: str | None = None        # rendered here; None: no template, or one that must wait for futures
+
+    @property
+    def passes_arguments(self) -> bool:
+        """Somebody on the node wants the arguments: the function, the template or a hook."""
+        return self.command is None or bool(self.app.hooks)
+
+    def extra(self, combined: CallOptions) -> Extra | None:
+        """What goes into TaskSpec.extra, templates in paths and names rendered; None where there is nothing to say.
+
+        Raises TemplateError where a path needs a value that only a future will bring.
+        """
+        extra = combined.extra
+        if combined.templated:
+            from balsamfut.templates import render_extra
+
+            extra = render_extra(extra, self.app.name, self.app.parameters(self.args, self.kwargs))
+        if self.command is not None:
+            extra = msgspec.structs.replace(extra, command=self.command)
+        return None if extra == _NO_EXTRA else extra
+
+    def key_material(self, combined: CallOptions) -> tuple[bytes, tuple[Any, ...], dict[str, Any]]:
+        """(app_key, args, kwargs) for keys.call_key: with `key=` its value alone, else the arguments but `cache_ignore`.
+
+        Raises what the user's key= function raises.
+        """
+        app_key = self.app.code_key(combined.version)
+        key = combined.key
+        if key is not None:
+            return app_key, (key(*self.args, **self.kwargs) if callable(key) else key,), {}
+        if combined.cache_ignore:
+            named = self.app.parameters(self.args, self.kwargs)
+            return app_key, (), {name: value for name, value in named.items() if name not in combined.cache_ignore}
+        return app_key, self.args, self.kwargs
+
+
+@runtime_checkable
+class AppLike(Protocol):
+    """What an Executor knows of an app: `ex.submit(app, ...)` is `app(...)` on that Executor."""
+
+    __balsamfut_app__: ClassVar[bool]
+
+    @property
+    def parts(self) -> AppParts: ...
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallPlan: ...
+
+
+defined: weakref.WeakSet[AppParts] = weakref.WeakSet()
+"""The apps of this process, for an Executor that opens."""
+
+
+def plain_parts(fn: Callable[..., Any], name: str | None = None) -> AppParts:
+    """The parts of a callable that is no app.  An Executor keeps them as long as it remembers the callable."""
+    if not callable(fn):
+        raise TypeError(f"{fn!r} cannot be called, so it cannot be submitted")
+    if name is None:
+        inner = fn
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        name = getattr(inner, "__name__", None) or type(inner).__name__
+    return AppParts(name, AppKind.PYTHON, fn)
