@@ -1,7 +1,8 @@
-"""What a call is before an Executor has seen it: the app's lasting parts, the arguments, the options that were asked for.
+"""What a call is before an Executor has seen it: the app's lasting parts, the arguments, the options of this call.
 
 An Executor knows no apps (`balsamfut.apps` lies above it): it takes anything with `__balsamfut_app__` and asks it to
-`bind(args, kwargs)`; for every other callable it uses `plain`.  Knows neither sockets nor sessions, and pickles nothing.
+`bind(args, kwargs)`; for every other callable it uses `plain_parts`.  Knows neither sockets nor sessions, and
+pickles nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HOOKS = {"preprocess": Hook.PREPROCESS, "postprocess": Hook.POSTPROCESS,
 
 @dataclass(eq=False)
 class AppParts:
-    """What all calls of an app share.  One object per app, compared by identity: an Executor pickles `code` once for it."""
+    """What all calls of an app share.  One object per app, compared by identity: an Executor pickles `code` once."""
 
     name: str
     kind: AppKind
@@ -132,7 +133,7 @@ class CallPlan:
         return None if extra == _NO_EXTRA else extra
 
     def key_material(self, combined: CallOptions) -> tuple[bytes, tuple[Any, ...], dict[str, Any]]:
-        """(app_key, args, kwargs) for keys.call_key: with `key=` its value alone, else the arguments but `cache_ignore`.
+        """(app_key, args, kwargs) for keys.call_key: with `key=` its value, else the arguments without `cache_ignore`.
 
         Raises what the user's key= function raises.
         """

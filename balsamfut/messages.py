@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 # ---- a client (an Executor, a command line, a task that calls apps) -> the interchange
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, tag=1):
     """The first message on a connection, and the first after a new interchange was found."""
 
     protocol: int
@@ -41,7 +41,7 @@ class Hello(Message, tag=1):
     observer: bool = False       # looks, keeps nothing alive and submits nothing
 
 
-class Submit(Message, tag=2):
+class Submit(Message, frozen=True, tag=2):
     """Calls, and what they refer to that this session has not defined before."""
 
     specs: list[TaskSpec]
@@ -53,27 +53,27 @@ class Submit(Message, tag=2):
     resent: bool = False                      # may have been recorded already
 
 
-class Watch(Message, tag=3):
+class Watch(Message, frozen=True, tag=3):
     """Tell me how these tasks end (those that are over: at once)."""
 
     tasks: list[int]
 
 
-class Cancel(Message, tag=4):
+class Cancel(Message, frozen=True, tag=4):
     """Cancel these unless they have started.  Answered by Answer(request, ...)."""
 
     request: int
     refs: list[int]              # as TaskSpec.needs
 
 
-class KillTasks(Message, tag=5):
+class KillTasks(Message, frozen=True, tag=5):
     """End these, running or not.  Answered by Answer."""
 
     request: int
     refs: list[int]
 
 
-class Keep(Message, tag=6):
+class Keep(Message, frozen=True, tag=6):
     """How the future of somebody else's ended that the promise `n` stands for."""
 
     n: int
@@ -82,18 +82,18 @@ class Keep(Message, tag=6):
     error: str = ""
 
 
-class Resume(Message, tag=7):
+class Resume(Message, frozen=True, tag=7):
     """Go on with what a campaign (None: every campaign) left unfinished.  Answered by Resumed."""
 
     campaign: str | None
     retry_failed: bool = False
 
 
-class Beat(Message, tag=8):
+class Beat(Message, frozen=True, tag=8):
     """Still here; answered by a Beat where a client sends it."""
 
 
-class Bye(Message, tag=9):
+class Bye(Message, frozen=True, tag=9):
     """This session ends.  `cancel`: what it has not started is cancelled; detach: it goes on without us."""
 
     detach: bool = False
@@ -104,7 +104,7 @@ FromClient = Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat 
 # ---- the interchange -> a client
 
 
-class Welcome(Message, tag=1):
+class Welcome(Message, frozen=True, tag=1):
     protocol: int
     session: int
     campaign: str
@@ -118,21 +118,21 @@ class Welcome(Message, tag=1):
     known: int = 0               # highest call number of this session that is recorded
 
 
-class Refused(Message, tag=2):
+class Refused(Message, frozen=True, tag=2):
     """This client cannot be served: the connection is over."""
 
     error: str                   # a class of balsamfut.errors
     text: str
 
 
-class Accepted(Message, tag=3):
+class Accepted(Message, frozen=True, tag=3):
     """These calls are recorded: (n, task id, state, known before).  The last is true where the call found its own
     earlier task, or another's result by cache=True."""
 
     calls: list[tuple[int, int, TaskState, bool]]
 
 
-class Rejected(Message, tag=4):
+class Rejected(Message, frozen=True, tag=4):
     """This call was not recorded, and will not be."""
 
     n: int
@@ -140,7 +140,7 @@ class Rejected(Message, tag=4):
     text: str
 
 
-class Running(Message, tag=5):
+class Running(Message, frozen=True, tag=5):
     """These tasks run now, or (False) wait again after an attempt that was lost or failed."""
 
     tasks: list[tuple[int, bool]]
@@ -170,31 +170,31 @@ class Detail(msgspec.Struct, frozen=True, array_like=True):
     attempt: int = 0
 
 
-class Settled(Message, tag=6):
+class Settled(Message, frozen=True, tag=6):
     endings: list[Ending]
 
 
-class Answer(Message, tag=7):
+class Answer(Message, frozen=True, tag=7):
     """What became of a Cancel or a KillTasks, in the order of its refs."""
 
     request: int
     results: list[bool]
 
 
-class Resumed(Message, tag=8):
+class Resumed(Message, frozen=True, tag=8):
     """The tasks of the campaigns that were resumed, by state."""
 
     counts: dict[str, int]
     tasks: list[int]             # those that are not over
 
 
-class Notice(Message, tag=10):
+class Notice(Message, frozen=True, tag=10):
     """One line for people: something about the site that they should know."""
 
     text: str
 
 
-class BeatBack(Message, tag=11):
+class BeatBack(Message, frozen=True, tag=11):
     """Still here."""
 
 
@@ -203,7 +203,7 @@ ToClient = Welcome | Refused | Accepted | Rejected | Running | Settled | Answer 
 # ---- a pilot -> the interchange
 
 
-class Enrol(Message, tag=1):
+class Enrol(Message, frozen=True, tag=1):
     """A pilot's first message to an interchange, and the first to a new one."""
 
     protocol: int
@@ -235,14 +235,14 @@ class Fault(enum.IntEnum):
     PILOT = 10     # the pilot stopped while it ran                    not charged
 
 
-class Started(Message, tag=2):
+class Started(Message, frozen=True, tag=2):
     task: int
     attempt: int
     time: float                  # Unix time
     place: str                   # "node:cores/tiles", for people
 
 
-class Exited(Message, tag=3, gc=False):
+class Exited(Message, frozen=True, tag=3, gc=False):
     """An attempt is over.  Everything after `place` has a value only where it is not usual."""
 
     task: int
@@ -258,7 +258,7 @@ class Exited(Message, tag=3, gc=False):
     detail: Detail | None = None
 
 
-class Ran(Message, tag=4):
+class Ran(Message, frozen=True, tag=4):
     """The command is over and its postprocess hook is not: if we go away now, only the hook is run again."""
 
     task: int
@@ -267,25 +267,25 @@ class Ran(Message, tag=4):
     time: float
 
 
-class Reports(Message, tag=5):
+class Reports(Message, frozen=True, tag=5):
     """What happened since the last one; kept by the pilot until Received(seq) comes."""
 
     seq: int
     reports: list[Started | Exited | Ran]
 
 
-class Declined(Message, tag=6):
+class Declined(Message, frozen=True, tag=6):
     """What became of a Return or a Stop: the tasks that had started already (or are over)."""
 
     request: int
     started: list[int]
 
 
-class PilotBeat(Message, tag=7):
+class PilotBeat(Message, frozen=True, tag=7):
     """Still here."""
 
 
-class Leaving(Message, tag=8):
+class Leaving(Message, frozen=True, tag=8):
     """This pilot has stopped: nothing runs, everything is reported."""
 
     reason: str
@@ -296,7 +296,7 @@ FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving
 # ---- the interchange -> a pilot
 
 
-class Enrolled(Message, tag=1):
+class Enrolled(Message, frozen=True, tag=1):
     """Welcome; kill those that are not yours any more."""
 
     epoch: int
@@ -316,7 +316,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failures: int = 0            # attempts that were charged so far
 
 
-class Launch(Message, tag=2):
+class Launch(Message, frozen=True, tag=2):
     """Work, and what it refers to that this pilot has not been told before."""
 
     items: list[Item]
@@ -326,7 +326,7 @@ class Launch(Message, tag=2):
     pools: list[tuple[bytes, Pool]] = []
 
 
-class Return(Message, tag=3):
+class Return(Message, frozen=True, tag=3):
     """Give back what you have not started of these.  What is given back is reported as Exited(RETURNED); the rest is
     named in Declined."""
 
@@ -334,31 +334,31 @@ class Return(Message, tag=3):
     tasks: list[int]
 
 
-class Kill(Message, tag=4):
+class Kill(Message, frozen=True, tag=4):
     """End these attempts, and report them as Exited(KILLED)."""
 
     attempts: list[tuple[int, int]]
 
 
-class Received(Message, tag=5):
+class Received(Message, frozen=True, tag=5):
     """Everything up to this number is recorded."""
 
     seq: int
 
 
-class Stop(Message, tag=6):
+class Stop(Message, frozen=True, tag=6):
     """Stop: give back what has not started, end what runs (after `grace` seconds), report, leave."""
 
     grace: float
 
 
-class Expelled(Message, tag=7):
+class Expelled(Message, frozen=True, tag=7):
     """You are not known here: end everything and leave."""
 
     text: str
 
 
-class BeatAck(Message, tag=8):
+class BeatAck(Message, frozen=True, tag=8):
     """Still here."""
 
 

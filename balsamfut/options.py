@@ -1,8 +1,8 @@
-"""The options of apps, calls and Executors: their names, how their values are written, and how places override each other.
+"""The options of apps, calls and Executors: their names, and how those of one place override those of another.
 
 `normalise` is the only way in: it refuses what it does not know, with the names that are close, and turns every value
-into the integers, seconds and tuples of `balsamfut.model`.  Precedence is `combine`'s, weakest first.  This module knows
-neither apps nor Executors, and no machine: whether a request fits is `placement`'s question.
+into the integers, seconds and tuples of `balsamfut.model`.  Precedence is `combine`'s, weakest first.  This module
+knows neither apps nor Executors, and no machine: whether a request fits is `placement`'s question.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def normalise(given: Mapping[str, object], where: str = "") -> CallOptions:
         except InvalidOption as exc:
             raise InvalidOption(f"{where}: {exc}" if where else str(exc)) from None
     if "walltime" in given and "wall_time_min" in given:
-        raise InvalidOption(f"{where + ': ' if where else ''}walltime and wall_time_min say the same thing; give one of them")
+        raise InvalidOption(f"{where + ': ' if where else ''}walltime and wall_time_min mean the same; give one")
     return CallOptions(values)
 
 

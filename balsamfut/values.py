@@ -1,8 +1,8 @@
 """How the value of each option is written, and what it becomes.
 
-READERS maps an option's name to a function that takes the name and the user's value and returns fields of model.Resources,
-model.Options or model.Extra; what it cannot take it refuses with one sentence that says what would be right.  This module
-does not know which places options come from, nor what they are for.
+READERS maps an option's name to a function that takes the name and the user's value and returns fields of
+model.Resources, model.Options or model.Extra; what it cannot take it refuses with one sentence that says what would be
+right.  This module does not know which places options come from, nor what they are for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from balsamfut.model import TILE
 
 Reader = Callable[[str, Any], dict[str, Any]]
 
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
+_NUMBER: Final = r"(\d+(?:\.\d+)?)"
+_DURATION: Final = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in ("d", "h", "m(?:in)?", "s")))
 _CLOCK: Final = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 _MEMORY: Final = re.compile(r"(\d+(?:\.\d+)?) ?(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)", re.IGNORECASE)
 _UNITS: Final = {unit + kind: base ** (power + 1) for kind, base in (("B", 1000), ("IB", 1024))
@@ -58,7 +59,7 @@ def real(name: str, value: object, want: str) -> float:
 
 
 def seconds(name: str, value: object) -> float:
-    """A duration: seconds, a timedelta, "90s", "20m", "1h30m", "2d", or as batch systems write it, [hours:]minutes:seconds."""
+    """A duration: seconds, a timedelta, "90s", "20m", "1h30m", "2d", or as batch systems write it, [h:]mm:ss."""
     want = 'a duration such as "20m", "1:30:00", "90s", a number of seconds or a timedelta'
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -70,7 +71,8 @@ def seconds(name: str, value: object) -> float:
         if float(rest) < 60 and (hours is None or int(minutes) < 60):
             return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
     elif text and (parts := _DURATION.fullmatch(text)):
-        return float(sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True)))
+        units = (86400, 3600, 60, 1)
+        return float(sum(float(part or 0) * unit for part, unit in zip(parts.groups(), units, strict=True)))
     elif re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     raise refuse(name, value, want)
