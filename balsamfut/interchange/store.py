@@ -1,0 +1,383 @@
+"""The interchange's hand on its database: takes it over, loads what is open, and writes one turn in one transaction.
+
+The store never thinks: it takes finished `Writes` and gives back records.  Statements for the rows that come by the
+thousand are compiled once from the tables of schema.py and run by the driver's executemany.  It must not know sockets,
+messages or the brain, and never looks into payloads.
+
+Ownership: whoever opens the database makes a new epoch; each transaction looks, under the database's own lock, whether
+the epoch is still its own.  So an owner that was stopped (SIGSTOP, a suspended machine) and wakes up cannot write.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from balsamfut import faults, schema
+from balsamfut.errors import DatabaseTooNew, SiteError, SiteTaken
+from balsamfut.interchange import rows
+from balsamfut.interchange.records import Task, World, Writes
+from balsamfut.model import OPEN, TaskState
+
+V = TypeVar("V")
+CHUNK: Final = 500      # values in one IN list: below every database's limit
+PATIENCE: Final = 1.0   # seconds that a statement waits for a lock: the loop that calls us must not stall for long
+MOUNTS = Path("/proc/mounts")
+NETWORK: Final = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "daos", "dfuse", "dvs", "glusterfs", "gpfs", "lustre", "nfs", "nfs3", "nfs4",
+    "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "sshfs", "vast", "virtiofs", "wekafs"})
+FAILED: Final = frozenset({TaskState.FAILED, TaskState.UPSTREAM_FAILED})
+_LOCK_OF_MAKERS: Final = 0x62616C73   # PostgreSQL: two that make the tables at once
+
+
+class StoreError(SiteError):
+    """The database could not do what was asked; nothing of it was written.
+
+    Attribute transient: True where the same may succeed later (locked, no room, no connection, an input/output error).
+    """
+
+    def __init__(self, message: str = "", *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+def filesystem(path: Path, mounts: str) -> str:
+    """The type of the file system that `path` (absolute, resolved) is on, by the text of /proc/mounts, or ""."""
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = fields[1].encode().decode("unicode_escape")   # a space is written \040
+        if (path == Path(point) or Path(point) in path.parents) and len(point) >= best:
+            best, kind = len(point), fields[2]
+    return kind
+
+
+class Store:
+    """One site's database, owned by this process from open() to close().  Not for two threads at once.
+
+    database: a path (SQLite), or a URL.  synchronous: FULL survives the loss of the machine, NORMAL the death of any
+    process (SQLite; PostgreSQL: FULL insists on synchronous_commit, NORMAL leaves the server's setting).
+    """
+
+    def __init__(self, database: str | os.PathLike[str], *, synchronous: Literal["NORMAL", "FULL"] = "NORMAL") -> None:
+        self._url = schema.database_url(database)
+        self._sqlite = self._url.get_backend_name() == "sqlite"
+        self._full = synchronous == "FULL"
+        self._name = self._url.database if self._sqlite else self._url.render_as_string(hide_password=True)
+        self._turn = 0
+        self._doubt: tuple[int, Writes] | None = None
+        self._engine: sa.Engine
+        self._connection: sa.Connection
+        self.epoch = 0
+        self.site = ""                    # uuid
+        self.notice: str | None = None    # one line for people about how this database has to be used
+
+    # ---- opening
+
+    def open(self) -> None:
+        """Make what is not there, and take the database over: the owner before us can write no more.
+
+        Raises DatabaseTooNew (nothing is written then), SiteTaken (it is locked by an owner that cannot be made to let
+        go, on a network file system), StoreError, SettingsError.
+        """
+        network = ""
+        if self._sqlite:
+            network = self._prepare_file()
+        self._engine = schema.engine(self._url, timeout=PATIENCE)
+        sa.event.listen(self._engine, "connect", self._on_connect_for(network))
+        if self._sqlite:
+            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+        self._compile()
+        with self._clear_errors("open"):
+            self._connection = self._engine.connect()
+            try:
+                with self._connection.begin():
+                    self._take(self._connection)
+            except BaseException:
+                self.close()
+                raise
+
+    def _prepare_file(self) -> str:
+        """Look before anything is written; the name of the file system if it is a network's, else nothing."""
+        path = Path(str(self._url.database))
+        with self._clear_errors("open"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))   # SQLite gives the files beside it the same mode
+        if path.stat().st_size:
+            reader = schema.engine(schema.sqlite_read_only(self._url), timeout=PATIENCE)
+            with self._clear_errors("open"), reader.connect() as connection:
+                self._version(connection)
+        try:
+            mounts = MOUNTS.read_text()
+        except OSError:
+            return ""   # no Linux: a workstation
+        kind = filesystem(path.resolve(), mounts)
+        return kind if kind.removeprefix("fuse.") in NETWORK else ""
+
+    def _on_connect_for(self, network: str) -> Callable[[Any, Any], None]:
+        level = "FULL" if self._full else "NORMAL"
+
+        def sqlite_settings(connection: Any, record: Any) -> None:
+            mode = "delete"
+            if not network:
+                mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            if mode != "wal":
+                # WAL shares memory between processes through a mapped file: network file systems cannot do that.
+                for pragma in ("locking_mode=EXCLUSIVE", "mmap_size=0", "journal_mode=TRUNCATE"):
+                    connection.execute(f"PRAGMA {pragma}")
+                where = network or "a file system without shared memory"
+                self.notice = (f"the database {self._name} is on {where}: no write-ahead log, slower commits, and "
+                               "nobody else can read it while this interchange runs")
+            # 64 MB of pages: the index of keys is written all over; fewer checkpoints write a page of it less often.
+            for pragma in (f"synchronous={level}", "cache_size=-65536", "wal_autocheckpoint=4000"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        def postgresql_settings(connection: Any, record: Any) -> None:
+            if self._full:
+                connection.execute("SET synchronous_commit = on")
+                connection.commit()
+
+        return sqlite_settings if self._sqlite else postgresql_settings
+
+    def _version(self, connection: sa.Connection) -> int:
+        """Of the schema that is there; 0: none."""
+        if not sa.inspect(connection).has_table("meta"):
+            return 0
+        found = int(connection.execute(sa.select(schema.meta.c.version)).scalar() or 0)
+        if found > schema.VERSION:
+            raise DatabaseTooNew(
+                f"the database {self._name} has schema version {found}, and this balsamfut knows versions up to "
+                f"{schema.VERSION}: use the balsamfut that made it, or a newer one; nothing was changed")
+        return found
+
+    def _take(self, connection: sa.Connection) -> None:
+        if not self._sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MAKERS)))
+        found = self._version(connection)
+        meta = schema.meta
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        if found == 0:
+            schema.metadata.create_all(connection)
+            connection.execute(sa.insert(meta).values(one=1, version=schema.VERSION, site=uuid.uuid4().hex,
+                                                      created=time.time()))
+        for version in range(found or schema.VERSION, schema.VERSION):
+            schema.UPGRADES[version](connection)
+        connection.execute(sa.update(meta).values(version=schema.VERSION, epoch=meta.c.epoch + 1, turn=0, **owner))
+        self.epoch, self.site = connection.execute(sa.select(meta.c.epoch, meta.c.site)).one()
+
+    def _compile(self) -> None:
+        dialect = self._engine.dialect
+        tasks, insert = schema.tasks, sqlite.insert if self._sqlite else postgresql.insert
+        which = tasks.c.id == sa.bindparam("which_id")
+        self._insert_task = schema.driver_sql(sa.insert(tasks), rows.NEW, dialect)
+        self._update_task = schema.driver_sql(sa.update(tasks).where(which), rows.NEWEST, dialect)
+        self._insert_edge = schema.driver_sql(sa.insert(schema.edges), ("task", "slot", "needs"), dialect)
+        self._insert_tag = schema.driver_sql(sa.insert(schema.tags), ("task", "name", "value"), dialect)
+        self._insert_event = schema.driver_sql(sa.insert(schema.events), rows.EVENT, dialect)
+        self._upsert: dict[str, str] = {}
+        for field, (table, _row) in rows.FEW.items():
+            statement = insert(table)
+            values = {c.name: statement.excluded[c.name] for c in table.c if not c.primary_key}
+            self._upsert[field] = schema.driver_sql(
+                statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=values),
+                tuple(c.name for c in table.c), dialect)
+        # SQLite: BEGIN IMMEDIATE holds the one write lock, so looking is enough.  PostgreSQL: the row must be locked;
+        # and where the answer to COMMIT is lost with the connection, the turn's number tells whether it was done.
+        meta = schema.meta
+        self._guard = "SELECT epoch FROM meta" if self._sqlite else schema.driver_sql(
+            sa.update(meta).where(meta.c.epoch == sa.bindparam("which_epoch")), ("turn", "which_epoch"), dialect)
+
+    # ---- transactions
+
+    @contextmanager
+    def _clear_errors(self, what: str) -> Iterator[None]:
+        """Errors of the driver become ours, with the database's name; everything is rolled back by then."""
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, OSError, OverflowError) as exc:
+            reason = str(getattr(exc, "orig", None) or exc).strip().partition("\n")[0]
+            transient = isinstance(exc, sa.exc.OperationalError | sa.exc.InterfaceError | OSError)
+            locked = "locked" in reason
+            raise StoreError(f"cannot {what} the database {self._name}: {reason}"
+                             + (" (another process is using it)" if locked else ""), transient=transient) from exc
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[sa.Connection]:
+        with self._clear_errors(what), self._connection.begin():
+            self._check_epoch(self._connection)
+            yield self._connection
+
+    def _check_epoch(self, connection: sa.Connection) -> None:
+        if self._sqlite:
+            ours = connection.exec_driver_sql(self._guard).scalar() == self.epoch
+        else:
+            ours = connection.exec_driver_sql(self._guard, (self._turn, self.epoch)).rowcount == 1
+        if not ours:
+            host, pid, since = connection.execute(
+                sa.select(schema.meta.c.host, schema.meta.c.pid, schema.meta.c.since)).one()
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+            raise SiteTaken(f"the database {self._name} was taken over by another interchange (process {pid} on "
+                            f"{host}, {when}); this one writes no more")
+
+    def commit(self, writes: Writes) -> None:
+        """Write one turn.  Its tasks are then `stored` and not `dirty`.
+
+        Raises SiteTaken, or StoreError: then nothing is written, `writes` is as it was and may be committed again.
+        """
+        new = [t for t in writes.tasks if not t.stored]
+        old = [t for t in writes.tasks if t.stored] if len(new) < len(writes.tasks) else []
+        old += [t for t in new if rows.later(t) != rows.NOTHING_LATER]
+        self._turn += 1
+        with self._clear_errors("write to"):
+            transaction = self._connection.begin()
+            try:
+                done = self._done_before(writes)
+                self._check_epoch(self._connection)
+                if not done:
+                    self._write(self._connection, writes, new, old)
+                faults.point("interchange.commit.before")
+                if not self._sqlite:
+                    self._doubt = (self._turn, writes)
+                transaction.commit()
+            except BaseException:
+                transaction.rollback()
+                raise
+        self._doubt = None
+        faults.point("interchange.commit.after")
+        for t in writes.tasks:
+            t.stored = True
+            t.dirty = False
+
+    def _done_before(self, writes: Writes) -> bool:
+        """True if an earlier commit of the same writes was done, though we saw it fail."""
+        if self._doubt is None:
+            return False
+        turn, doubted = self._doubt
+        found = self._connection.execute(sa.select(schema.meta.c.epoch, schema.meta.c.turn)).one()
+        return doubted is writes and tuple(found) == (self.epoch, turn)
+
+    def _write(self, connection: sa.Connection, writes: Writes, new: list[Task], old: list[Task]) -> None:
+        run = connection.exec_driver_sql
+        for field, (_table, row) in rows.FEW.items():
+            records = getattr(writes, field)
+            if records:
+                run(self._upsert[field], [row(record) for record in records])
+        if new:
+            run(self._insert_task, [rows.new_row(t) for t in new])
+            tags = rows.tag_rows(new)
+            if tags:
+                run(self._insert_tag, tags)
+        if old:
+            run(self._update_task, [rows.newest_row(t) for t in old])
+        if writes.edges:
+            run(self._insert_edge, writes.edges)
+        if writes.events:
+            run(self._insert_event, [rows.event_row(e) for e in writes.events])
+
+    def close(self) -> None:
+        """Let go; the database keeps this epoch until somebody else opens it."""
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
+            self._engine.dispose()
+
+    # ---- loading
+
+    def load_world(self) -> World:
+        """Numbers that are free, and what few there are of everything else: sessions and pilots that are not over."""
+        def highest(table: sa.Table) -> int:
+            return int(connection.execute(sa.select(sa.func.max(table.c.id))).scalar() or 0) + 1
+
+        def every(table: sa.Table, make: Callable[[Sequence[Any]], V], *conditions: sa.ColumnElement[bool]) -> list[V]:
+            query = sa.select(table).where(*conditions).order_by(*table.primary_key)
+            return [make(tuple(row)) for row in connection.execute(query)]
+
+        with self._transaction("read") as connection:
+            return World(
+                next_task=highest(schema.tasks), next_session=highest(schema.sessions),
+                next_campaign=highest(schema.campaigns), next_pilot=highest(schema.pilots),
+                next_class=highest(schema.classes),
+                campaigns=every(schema.campaigns, rows.campaign_from), classes=every(schema.classes, rows.class_from),
+                apps=every(schema.apps, rows.app_from), codes=every(schema.codes, rows.code_from),
+                pools=every(schema.pools, rows.pool_from),
+                sessions=every(schema.sessions, rows.session_from, schema.sessions.c.closed == 0),
+                pilots=every(schema.pilots, rows.pilot_from, schema.pilots.c.ended == 0))
+
+    def load_open(self, campaign: int | None = None, retry_failed: bool = False) -> list[Task]:
+        """The tasks that are not over (retry_failed: those that failed too), of one campaign or all, by id; and with
+        them the tasks that those need or have joined and that are over, so that their values are there."""
+        states = OPEN | FAILED if retry_failed else OPEN
+        c = schema.tasks.c
+        condition = c.state.in_(sorted(states)) & (sa.true() if campaign is None else c.campaign == campaign)
+        with self._transaction("read") as connection:
+            found = {t.id: t for t in self._select(connection, condition)}
+            beside = {other for t in found.values() for other in (*t.spec.needs, *(t.joins or ()))} - found.keys()
+            found |= self._by_ids(connection, sorted(beside))
+        return [found[id] for id in sorted(found)]
+
+    def load_tasks(self, ids: Sequence[int]) -> dict[int, Task]:
+        with self._transaction("read") as connection:
+            return self._by_ids(connection, ids)
+
+    def find_calls(self, session: int, ns: Sequence[int]) -> dict[int, Task]:
+        """The tasks of these call numbers of a session, as far as they are recorded."""
+        c = schema.tasks.c
+        with self._transaction("read") as connection:
+            return {t.spec.n: t for some in _chunks(ns)
+                    for t in self._select(connection, (c.session == session) & c.n.in_(some))}
+
+    def find_keys(self, campaign: int, parent: int, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], Task]:
+        """The tasks of these (key, occurrence) in a campaign, called by `parent` (0: by scripts)."""
+        c, wanted = schema.tasks.c, set(keys)
+        callers = (c.campaign == campaign) & (c.parent == parent)
+        with self._transaction("read") as connection:
+            found = {(t.spec.key or b"", t.spec.occurrence): t for some in _chunks(sorted({key for key, _ in wanted}))
+                     for t in self._select(connection, c.key.in_(some) & callers)}
+        return {which: t for which, t in found.items() if which in wanted}
+
+    def find_cached(self, keys: Sequence[bytes]) -> dict[bytes, Task]:
+        """By key: the newest task of any campaign that is done and whose app shares its results (cache=True)."""
+        c = schema.tasks.c
+        sharing = sa.select(schema.classes.c.id).where(schema.classes.c.cached == 1)
+        with self._transaction("read") as connection:
+            return {t.spec.key or b"": t for some in _chunks(keys) for t in self._select(
+                connection, c.key.in_(some) & (c.state == TaskState.DONE.value) & c.cls.in_(sharing))}
+
+    def counts(self, campaign: int | None = None) -> dict[TaskState, int]:
+        """How many tasks of a campaign (None: of all) are in each state; states that none is in are left out."""
+        c = schema.tasks.c
+        query = sa.select(c.state, sa.func.count()).group_by(c.state)
+        if campaign is not None:
+            query = query.where(c.state.in_([s.value for s in TaskState]), c.campaign == campaign)
+        with self._transaction("read") as connection:
+            return {TaskState(state): number for state, number in connection.execute(query)}
+
+    def _by_ids(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Task]:
+        return {t.id: t for some in _chunks(ids) for t in self._select(connection, schema.tasks.c.id.in_(some))}
+
+    def _select(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Task]:
+        """By id, with what they need."""
+        tasks, edges = schema.tasks, schema.edges
+        needs: dict[int, list[int]] = {}
+        for task, need in connection.execute(
+                sa.select(edges.c.task, edges.c.needs).join(tasks, edges.c.task == tasks.c.id).where(condition)
+                .order_by(edges.c.task, edges.c.slot)):
+            needs.setdefault(task, []).append(need)
+        found = connection.execute(sa.select(tasks).where(condition).order_by(tasks.c.id))
+        return [rows.task_from(tuple(row), tuple(needs.get(row[0], ()))) for row in found]
+
+
+def _chunks(values: Sequence[V]) -> Iterator[list[V]]:
+    for start in range(0, len(values), CHUNK):
+        yield list(values[start:start + CHUNK])
