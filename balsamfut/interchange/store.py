@@ -319,7 +319,7 @@ class Store:
         them the tasks that those need or have joined and that are over, so that their values are there."""
         states = OPEN | FAILED if retry_failed else OPEN
         c = schema.tasks.c
-        condition = c.state.in_(sorted(states)) & (sa.true() if campaign is None else c.campaign == campaign)
+        condition = c.state.in_(sorted(int(s) for s in states)) & (sa.true() if campaign is None else c.campaign == campaign)
         with self._transaction("read") as connection:
             found = {t.id: t for t in self._select(connection, condition)}
             beside = {other for t in found.values() for other in (*t.spec.needs, *(t.joins or ()))} - found.keys()

@@ -1,0 +1,252 @@
+"""A site's settings: defaults, then `<site>/settings.toml`, then the environment; each value knows where it came from.
+
+A variable is named BALSAMFUT_<SECTION>_<KEY>.  What is not understood is refused with one sentence: where, what, and
+what would be right.  This module reads one file; it knows no machine and no process, and imports little, since every
+script pays for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from balsamfut import options
+from balsamfut.errors import InvalidOption, SettingsError
+
+FILE: Final = "settings.toml"
+PREFIX: Final = "BALSAMFUT_"
+DEFAULT: Final = "default"
+
+
+class Database(msgspec.Struct, frozen=True):
+    url: Annotated[str, Meta(min_length=1, description=(
+        "a path (SQLite; relative ones lie in the site), or postgresql://user@host/name"))] = "balsamfut.db"
+    synchronous: Annotated[Literal["auto", "FULL", "NORMAL"], Meta(description=(
+        "what a commit survives: FULL the loss of the machine, NORMAL the death of any process; auto: FULL for a site, "
+        "NORMAL for a database that a script made for itself"))] = "auto"
+
+
+class Wire(msgspec.Struct, frozen=True):
+    inline_limit: Annotated[int, Meta(ge=0, le=1 << 26, description=(
+        "bytes: arguments and results up to this size travel in messages and live in the database, larger ones in "
+        "files"))] = 65536
+
+
+class Interchange(msgspec.Struct, frozen=True):
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description=(
+        "what goes into log/interchange.log"))] = "info"
+    linger: Annotated[float, Meta(ge=0, description=(
+        "seconds that an interchange which a script started for itself stays after its last client left"))] = 1.0
+
+
+class Pilot(msgspec.Struct, frozen=True):
+    platform: Annotated[str, Meta(min_length=1, description=(
+        "the machine's description; workstation: this machine as it is"))] = "workstation"
+    nodes: Annotated[int, Meta(ge=1, description="nodes of a local pilot; pretend ones where they are not there")] = 1
+    max_workers: Annotated[int, Meta(ge=0, description="tasks that run at once; 0: as many as there are cores")] = 0
+
+
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    "database": Database, "wire": Wire, "interchange": Interchange, "pilot": Pilot}
+_HINTS: Final = {name: get_type_hints(kind, include_extras=True) for name, kind in SECTIONS.items()}
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that is set, and from where."""
+
+    database: Database = Database()
+    wire: Wire = Wire()
+    interchange: Interchange = Interchange()
+    pilot: Pilot = Pilot()
+    defaults: dict[str, Any] = {}   # options of apps and calls, as they were written; the weakest of all places
+    sources: dict[str, str] = {}    # by "section.key": a path or the name of a variable; missing: default
+
+    def options(self) -> options.CallOptions:
+        """The defaults, normalised."""
+        return options.normalise(self.defaults, "[defaults]")
+
+    def database_url(self, site: Path) -> str:
+        """A URL, or the absolute path of an SQLite file."""
+        url = self.database.url
+        return url if "://" in url else str(Path(site).absolute() / url)
+
+    def synchronous(self, embedded: bool) -> Literal["FULL", "NORMAL"]:
+        """embedded: a script made this site for itself."""
+        if self.database.synchronous == "auto":
+            return "NORMAL" if embedded else "FULL"
+        return self.database.synchronous
+
+    def explain(self) -> list[tuple[str, Any, str]]:
+        """(key, value, source) of every setting, for people: a password is not shown."""
+        found = [(f"{section}.{name}", getattr(getattr(self, section), name)) for section in SECTIONS
+                 for name in _HINTS[section]]
+        found += [(f"defaults.{name}", value) for name, value in sorted(self.defaults.items())]
+        return [(key, _no_password(value), self.sources.get(key, DEFAULT)) for key, value in found]
+
+
+def _no_password(value: Any) -> Any:
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", value) if isinstance(value, str) else value
+
+
+def load(site: Path | str, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of the site in this directory (a file that is not there sets nothing).  Raises SettingsError."""
+    path = Path(site) / FILE
+    values: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "defaults")}
+    sources: dict[str, str] = {}
+    for section, keys in _read(path).items():
+        if section not in values:
+            what = f"section [{section}]" if isinstance(keys, dict) else f"key {section} outside of the sections"
+            raise SettingsError(f"{path}: there is no {what}; {_near(section, values)}")
+        if not isinstance(keys, dict):
+            raise SettingsError(f"{path}: {section} is a section: right would be [{section}] and its keys below it")
+        for key, value in keys.items():
+            values[section][key] = _value(f"{path}: [{section}]", section, key, value, strict=True)
+            sources[f"{section}.{key}"] = str(path)
+    for variable, text in sorted((os.environ if environ is None else environ).items()):
+        section, key = _meant(variable, values)
+        if section:
+            values[section][key] = _value(f"the variable {variable}:", section, key, text, strict=False)
+            sources[f"{section}.{key}"] = variable
+    _check_defaults(values["defaults"], sources)
+    built = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
+    return Settings(**built, defaults=values["defaults"], sources=sources)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as exc:
+        raise SettingsError(f"{path} cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError as exc:
+        line = bytes(exc.object[:exc.start]).count(b"\n") + 1
+        raise SettingsError(f"{path}, line {line}: this is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as exc:
+        reason, _, where = str(exc).removesuffix(")").rpartition(" (at ")
+        line_and_column = re.fullmatch(r"line (\d+), column (\d+)", where)
+        place = f", line {line_and_column[1]}, column {line_and_column[2]}" if line_and_column else ", at its end"
+        raise SettingsError(f"{path}{place}: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def _meant(variable: str, sections: Mapping[str, object]) -> tuple[str, str]:
+    """Section and key of a variable, ("", "") if it is none of ours.  balsamfut has other variables, which name no
+    section; one whose section is only misspelt is refused rather than ignored."""
+    if not variable.startswith(PREFIX):
+        return "", ""
+    section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
+    if not key:
+        return "", ""
+    if section in sections:
+        return section, key
+    close = difflib.get_close_matches(section, sections, n=1, cutoff=0.75)
+    if close:
+        raise SettingsError(f"the variable {variable} names no section of the settings; did you mean "
+                            f"{PREFIX}{close[0].upper()}_{key.upper()}?")
+    return "", ""
+
+
+def _value(where: str, section: str, key: str, value: Any, *, strict: bool) -> Any:
+    if section == "defaults":
+        return value if strict else _toml_or_text(value)
+    hints = _HINTS[section]
+    if key not in hints:
+        raise SettingsError(f"{where} there is no setting {key}; {_near(key, hints)}")
+    try:
+        return msgspec.convert(value, hints[key], strict=strict)
+    except msgspec.ValidationError:
+        _refuse(where, key, hints[key], value)
+
+
+def _refuse(where: str, key: str, hint: Any, value: Any) -> NoReturn:
+    info = msgspec.inspect.type_info(hint)
+    meant = ""
+    while isinstance(info, msgspec.inspect.Metadata):
+        meant = str((info.extra_json_schema or {}).get("description", ""))
+        info = info.type
+    match info:
+        case msgspec.inspect.LiteralType(values=values):
+            want = "one of " + ", ".join(json.dumps(v) for v in values)
+        case msgspec.inspect.IntType(ge=ge, le=le):
+            want = f"a whole number of at least {ge}" + (f" and at most {le}" if le is not None else "")
+        case msgspec.inspect.FloatType(ge=ge):
+            want = f"a number of at least {ge:g}"
+        case _:
+            want = "a text that is not empty"
+    raise SettingsError(f"{where} {key} takes {want} ({meant}), not {value!r}")
+
+
+def _near(name: str, names: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+
+def _toml_or_text(text: str) -> Any:
+    """A variable's value as TOML where it is some (5, true, ["a"]), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_defaults(defaults: dict[str, Any], sources: Mapping[str, str]) -> None:
+    for name, value in defaults.items():
+        try:
+            options.normalise({name: value})
+        except InvalidOption as exc:
+            raise SettingsError(f"{sources['defaults.' + name]}: [defaults] {exc}") from None
+    try:
+        options.normalise(defaults)
+    except InvalidOption as exc:   # two that contradict each other
+        raise SettingsError(f"[defaults] {exc}") from None
+
+
+# ---- writing
+
+
+def render(settings: Settings | None = None) -> str:
+    """A settings.toml with every key explained; what has its default value is there as a comment.
+
+    Loading the text gives equal settings again.
+    """
+    settings = settings or Settings()
+    lines = ["# Settings of a balsamfut site.  Variables BALSAMFUT_<SECTION>_<KEY> override what is said here."]
+    for section, kind in SECTIONS.items():
+        lines += ["", f"[{section}]"]
+        plain, chosen = kind(), getattr(settings, section)
+        for name, hint in _HINTS[section].items():
+            value = getattr(chosen, name)
+            lines.append(f"# {hint.__metadata__[0].description}")
+            lines.append(f"{'# ' if value == getattr(plain, name) else ''}{name} = {_toml(value)}")
+    lines += ["", "[defaults]", "# Options of apps and calls that say nothing else, for example:", '# walltime = "20m"',
+              "# retries = 1"]
+    lines += [f"{_toml_key(name)} = {_toml(value)}" for name, value in settings.defaults.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return json.dumps(value).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return f"[{', '.join(map(_toml, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{_toml_key(key)} = {_toml(v)}" for key, v in value.items()) + "}"
+    raise SettingsError(f"{value!r} cannot be written as TOML; right would be text, numbers, lists and tables of them")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
