@@ -1,9 +1,9 @@
-"""Ensembles of Python functions, shell commands and MPI programs: calling an app returns a future, every task is recorded.
+"""Ensembles of Python functions, shell commands and MPI programs: calling an app returns a future.
 
     from balsamfut import Executor, app
 
-The public names are here and nothing else.  They are imported when they are first used, so that `import balsamfut` costs
-next to nothing.  Every exception is in balsamfut.errors, and its base, BalsamfutError, is here as well.
+The public names are here and nothing else.  They are imported when they are first used, so that `import balsamfut`
+costs next to nothing.  Every exception is in balsamfut.errors; their base, BalsamfutError, is here as well.
 """
 
 from __future__ import annotations

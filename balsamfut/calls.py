@@ -103,34 +103,37 @@ class AppParts:
 class CallPlan:
     """One call, ready to be submitted.
 
-    An Executor joins the options of all places, `combine(settings, plan.app.options, its own, plan.options)`, and asks
-    with the result for `extra()` and `key_material()`.
+    An Executor joins the options of all places, `combine(settings, plan.app.options, its own, plan.options)`, pickles
+    the arguments (which is how it learns of futures in them), and asks with both for `extra()` and `key_material()`.
     """
 
     app: AppParts
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: CallOptions = NOTHING    # of this call alone: .options(...)
-    command: str | None = None        # rendered here; None: no template, or one that must wait for futures
 
-    @property
-    def passes_arguments(self) -> bool:
-        """Somebody on the node wants the arguments: the function, the template or a hook."""
-        return self.command is None or bool(self.app.hooks)
+    def extra(self, combined: CallOptions, *, futures: bool) -> Extra | None:
+        """What goes into TaskSpec.extra, templates rendered; None where there is nothing to say.
 
-    def extra(self, combined: CallOptions) -> Extra | None:
-        """What goes into TaskSpec.extra, templates in paths and names rendered; None where there is nothing to say.
-
-        Raises TemplateError where a path needs a value that only a future will bring.
+        futures: pickling found some among the arguments, so that the command of a template is left to the node (it is
+        None here).  Otherwise it is rendered, and unless there are hooks nobody on the node needs the arguments.
+        Raises TemplateError, also where a path or name needs what only a future will bring; TypeError for arguments
+        that the function does not take.
         """
         extra = combined.extra
         if combined.templated:
             from balsamfut.templates import render_extra
 
-            extra = render_extra(extra, self.app.name, self.app.parameters(self.args, self.kwargs))
-        if self.command is not None:
-            extra = msgspec.structs.replace(extra, command=self.command)
+            extra = render_extra(extra, self._parameters(), self.app.name)
+        if self.app.template is not None and not futures:
+            from balsamfut.templates import render_command
+
+            command = render_command(self.app.template, self._parameters(), self.app.name)
+            extra = msgspec.structs.replace(extra, command=command)
         return None if extra == _NO_EXTRA else extra
+
+    def _parameters(self) -> dict[str, Any]:
+        return self.app.parameters(self.args, self.kwargs)
 
     def key_material(self, combined: CallOptions) -> tuple[bytes, tuple[Any, ...], dict[str, Any]]:
         """(app_key, args, kwargs) for keys.call_key: with `key=` its value, else the arguments without `cache_ignore`.

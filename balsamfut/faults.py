@@ -1,9 +1,9 @@
 """Places where a test can have this process killed: numbered points before and after commits and sends.
 
 `BALSAMFUT_CRASH=interchange.commit:3` makes the process that passes the point of that name for the third time end
-itself with SIGKILL there, which is what a kill -9 at just that moment does.  A comma separates several; `BALSAMFUT_CRASH_LOG`
-names a file to which each process appends the points that it passes (to find out which there are), and
-`BALSAMFUT_CRASH_ONCE` names a file that is made at the first crash and prevents a second.
+itself with SIGKILL there, which is what a kill -9 at just that moment does.  A comma separates several;
+`BALSAMFUT_CRASH_LOG` names a file to which each process appends the points that it passes (to find out which there
+are), and `BALSAMFUT_CRASH_ONCE` names a file that is made at the first crash and prevents a second.
 Without these variables a point costs one comparison.
 """
 

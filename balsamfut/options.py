@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from balsamfut.errors import InvalidOption
@@ -19,7 +19,7 @@ from balsamfut.values import READERS
 RESOURCES: Final = frozenset(Resources.__struct_fields__)
 OPTIONS: Final = frozenset(Options.__struct_fields__)
 EXTRA: Final = frozenset(Extra.__struct_fields__)
-_RENDERED: Final = ("workdir", "stdout", "stderr", "inputs", "outputs", "name")
+_RENDERED: Final = ("workdir", "stdout", "stderr", "inputs", "outputs", "name")   # may be templates
 
 
 class CallOptions:
@@ -55,7 +55,14 @@ class CallOptions:
     @functools.cached_property
     def templated(self) -> bool:
         """A path or name in `extra` is a template."""
-        return any(has_template(self.given[name]) for name in _RENDERED if name in self.given)
+        return any(True for _ in self.texts())
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(option, template): the paths and names that are templates."""
+        for name in _RENDERED:
+            for text in _flat(self.given.get(name, ())):
+                if "{{" in text or "{%" in text:
+                    yield name, text
 
     @property
     def version(self) -> str | None:
@@ -70,14 +77,16 @@ class CallOptions:
         return self.given.get("cache_ignore", ())  # type: ignore[no-any-return]
 
 
-NOTHING: Final = CallOptions({})
-
-
-def has_template(value: object) -> bool:
-    """A text, or one in a tuple of them, holds Jinja marks."""
+def _flat(value: str | tuple[Any, ...]) -> Iterator[str]:
+    """The texts in an option's value."""
     if isinstance(value, str):
-        return "{{" in value or "{%" in value or "{#" in value
-    return isinstance(value, tuple) and any(has_template(part) for part in value)
+        yield value
+    else:
+        for part in value:
+            yield from _flat(part)
+
+
+NOTHING: Final = CallOptions({})
 
 
 def normalise(given: Mapping[str, object], where: str = "") -> CallOptions:
