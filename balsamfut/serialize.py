@@ -71,7 +71,6 @@ class AppCode:
         Raises TypeError where they do not fit, as a call would.
         """
         import inspect
-    from pathlib import Path
 
         try:
             signature: inspect.Signature = inspect.signature(self.func)  # type: ignore[arg-type]
@@ -177,8 +176,8 @@ def _check_returned(value: object, found: list[Future[Any]]) -> None:
         plain_sight = []
     seen = {id(future) for future in plain_sight}
     if any(id(future) not in seen for future in found):
-        raise SerializationError(f"the result, of type {type(value).__qualname__}, has a future hidden inside it; only a "
-                                 "future, or a list, tuple or dict of futures, can be returned")
+        raise SerializationError(f"the result, of type {type(value).__qualname__}, has a future hidden inside it; only "
+                                 "a future, or a list, tuple or dict of futures, can be returned")
     for future in found:
         if not hasattr(type(future), "task_id"):   # what tells a TaskFuture, of a module above this one
             raise SerializationError(f"the result holds {future!r}, which is no task's future; return its value")
