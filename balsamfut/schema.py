@@ -20,7 +20,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, SmallInteger, Table, Text
 
-from balsamfut.errors import SettingsError
+from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.model import Payload
 
 VERSION: Final = 1
@@ -232,6 +232,29 @@ def sqlite_read_only(url: sa.URL) -> sa.URL:
     """The same file, opened so that nothing is ever written to it."""
     path = Path(cast(str, url.database)).absolute().as_uri()
     return url.set(database=path, query={"mode": "ro", "uri": "true"})
+
+
+def name_of(url: sa.URL) -> str:
+    """For people: the path, or the URL without the password."""
+    return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+
+
+def found_version(connection: sa.Connection, name: str) -> int:
+    """The schema version that is there; 0: no tables of ours.  Raises DatabaseTooNew."""
+    if not sa.inspect(connection).has_table("meta"):
+        return 0
+    found = int(connection.execute(sa.select(meta.c.version)).scalar() or 0)
+    if found > VERSION:
+        raise DatabaseTooNew(
+            f"the database {name} has schema version {found}, and this balsamfut knows versions up to {VERSION}: use "
+            "the balsamfut that made it, or a newer one; nothing was changed")
+    return found
+
+
+def reason(error: Exception) -> str:
+    """What the driver said, on one line."""
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    return text + " (another process is using it)" if "is locked" in text else text
 
 
 def driver_sql(statement: Any, names: tuple[str, ...], dialect: sa.Dialect) -> str:

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from balsamfut import faults, schema
-from balsamfut.errors import DatabaseTooNew, SiteError, SiteTaken
+from balsamfut.errors import SiteError, SiteTaken
 from balsamfut.interchange import rows
 from balsamfut.interchange.records import Task, World, Writes
 from balsamfut.model import OPEN, TaskState
@@ -74,7 +74,7 @@ class Store:
         self._url = schema.database_url(database)
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._full = synchronous == "FULL"
-        self._name = self._url.database if self._sqlite else self._url.render_as_string(hide_password=True)
+        self._name = schema.name_of(self._url)
         self._turn = 0
         self._doubt: tuple[int, Writes] | None = None
         self._engine: sa.Engine
@@ -117,7 +117,7 @@ class Store:
         if path.stat().st_size:
             reader = schema.engine(schema.sqlite_read_only(self._url), timeout=PATIENCE)
             with self._clear_errors("open"), reader.connect() as connection:
-                self._version(connection)
+                schema.found_version(connection, self._name)
         try:
             mounts = MOUNTS.read_text()
         except OSError:
@@ -150,21 +150,10 @@ class Store:
 
         return sqlite_settings if self._sqlite else postgresql_settings
 
-    def _version(self, connection: sa.Connection) -> int:
-        """Of the schema that is there; 0: none."""
-        if not sa.inspect(connection).has_table("meta"):
-            return 0
-        found = int(connection.execute(sa.select(schema.meta.c.version)).scalar() or 0)
-        if found > schema.VERSION:
-            raise DatabaseTooNew(
-                f"the database {self._name} has schema version {found}, and this balsamfut knows versions up to "
-                f"{schema.VERSION}: use the balsamfut that made it, or a newer one; nothing was changed")
-        return found
-
     def _take(self, connection: sa.Connection) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MAKERS)))
-        found = self._version(connection)
+        found = schema.found_version(connection, self._name)
         meta = schema.meta
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         if found == 0:
@@ -206,11 +195,9 @@ class Store:
         try:
             yield
         except (sa.exc.SQLAlchemyError, OSError, OverflowError) as exc:
-            reason = str(getattr(exc, "orig", None) or exc).strip().partition("\n")[0]
             transient = isinstance(exc, sa.exc.OperationalError | sa.exc.InterfaceError | OSError)
-            locked = "locked" in reason
-            raise StoreError(f"cannot {what} the database {self._name}: {reason}"
-                             + (" (another process is using it)" if locked else ""), transient=transient) from exc
+            raise StoreError(f"cannot {what} the database {self._name}: {schema.reason(exc)}",
+                             transient=transient) from exc
 
     @contextmanager
     def _transaction(self, what: str) -> Iterator[sa.Connection]:
@@ -317,9 +304,9 @@ class Store:
     def load_open(self, campaign: int | None = None, retry_failed: bool = False) -> list[Task]:
         """The tasks that are not over (retry_failed: those that failed too), of one campaign or all, by id; and with
         them the tasks that those need or have joined and that are over, so that their values are there."""
-        states = OPEN | FAILED if retry_failed else OPEN
         c = schema.tasks.c
-        condition = c.state.in_(sorted(int(s) for s in states)) & (sa.true() if campaign is None else c.campaign == campaign)
+        states = sorted(state.value for state in (OPEN | FAILED if retry_failed else OPEN))
+        condition = c.state.in_(states) & (sa.true() if campaign is None else c.campaign == campaign)
         with self._transaction("read") as connection:
             found = {t.id: t for t in self._select(connection, condition)}
             beside = {other for t in found.values() for other in (*t.spec.needs, *(t.joins or ()))} - found.keys()

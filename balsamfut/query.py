@@ -1,0 +1,357 @@
+"""Reading a site's database: tasks, apps, campaigns, events and pilots, as records for people and their scripts.
+
+Read only, also in what it asks of the database, and of one moment: it works beside a running interchange (not on a
+network file system, where the interchange keeps the SQLite file for itself).  It needs no interchange and asks none.
+This module imports sqlalchemy, so that only commands which look at databases import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+import sqlalchemy as sa
+
+from balsamfut import schema, settings
+from balsamfut.errors import SiteError, TaskError, UpstreamFailed, UsageError
+from balsamfut.messages import Detail, Fault
+from balsamfut.model import AppKind, Blob, Extra, Options, Payload, Resources, TaskState, default_workdir
+from balsamfut.schema import tasks as t
+
+PATIENCE: Final = 5.0   # seconds
+CHUNK: Final = 500
+_decode_extra = msgspec.msgpack.Decoder(Extra).decode
+_decode_detail = msgspec.msgpack.Decoder(Detail).decode
+_decode_resources = msgspec.msgpack.Decoder(Resources).decode
+
+
+class AttemptInfo(msgspec.Struct, frozen=True):
+    """One launch of a task.  Times are Unix times in seconds, None: not yet."""
+
+    attempt: int
+    pilot: int
+    place: str
+    started: float | None
+    ended: float | None
+    fault: str           # name of a messages.Fault; "none": it succeeded, or goes on
+    error: str
+    returncode: int | None
+
+
+class TaskInfo(msgspec.Struct, frozen=True):
+    """A task as it was when it was read.  Times are Unix times in seconds, None: not yet."""
+
+    id: int
+    app: str
+    name: str
+    campaign: str
+    state: str
+    tags: dict[str, str]
+    parent: int                  # the task that called it; 0: a script did
+    needs: list[int]
+    submitted: float
+    started: float | None        # of the newest attempt
+    ended: float | None
+    pilot: int                   # ... 0: none yet
+    place: str
+    returncode: int | None
+    error: str
+    reason: str                  # HELD: why
+    root: int                    # UPSTREAM_FAILED: the task where it began
+    failures: int                # attempts that were charged
+    attempts: list[AttemptInfo]  # all, oldest first
+    command: str | None
+    workdir: str                 # as far as known; relative ones lie under the site's data/
+    stdout: str
+    stderr: str
+    resources: dict[str, Any]    # model.Resources; of the newest attempt
+    options: dict[str, Any]      # model.Options
+    key: str | None              # hex
+    occurrence: int
+    session: int
+
+
+class AppInfo(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    module: str
+    doc: str
+    digest: str
+    tasks: int
+
+
+class CampaignInfo(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    named: bool                  # by the user
+    created: float
+    counts: dict[str, int]       # tasks by state
+
+
+class EventInfo(msgspec.Struct, frozen=True):
+    time: float
+    kind: str
+    task: int
+    pilot: int
+    text: str
+
+
+class PilotInfo(msgspec.Struct, frozen=True):
+    id: int
+    host: str
+    pid: int
+    platform: str
+    nodes: int
+    started: float
+    ended: float | None
+    reason: str
+
+
+def open_site(site: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> Reader:
+    """Open a site's directory, an SQLite file, or a database by URL, for reading.
+
+    directory: the site's, where `site` does not tell it; payloads in files are looked for there.
+    Raises SiteError where there is no database of ours, DatabaseTooNew, SettingsError.
+    """
+    place = os.fspath(site)
+    home = None if directory is None else Path(directory).absolute()
+    if "://" not in place:
+        path = Path(place).absolute()
+        home = home or (path if path.is_dir() else path.parent)
+        if path.is_dir():
+            place = settings.load(path).database_url(path)
+    return Reader(schema.database_url(place), home)
+
+
+class Reader:
+    """A site's database, for reading.  Every call sees it as of one moment."""
+
+    def __init__(self, url: sa.URL, directory: Path | None) -> None:
+        self._name = schema.name_of(url)
+        self._directory = directory
+        self._sqlite = url.get_backend_name() == "sqlite"
+        if self._sqlite:
+            if not Path(str(url.database)).is_file():
+                raise SiteError(f"there is no database {self._name}; right would be a site's directory, its database "
+                                "file, or a URL")
+            url = schema.sqlite_read_only(url)
+        self._engine = schema.engine(url, timeout=PATIENCE)
+        if self._sqlite:
+            sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        with self._snapshot() as connection:
+            if schema.found_version(connection, self._name) == 0:
+                raise SiteError(f"{self._name} is no database of balsamfut's: it has no table named meta")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                if not self._sqlite:
+                    connection = connection.execution_options(isolation_level="REPEATABLE READ",
+                                                              postgresql_readonly=True)
+                with connection.begin():
+                    yield connection
+        except sa.exc.SQLAlchemyError as exc:
+            raise SiteError(f"cannot read the database {self._name}: {schema.reason(exc)}") from exc
+
+    # ---- tasks
+
+    def tasks(self, *, state: str | TaskState | Iterable[str | TaskState] | None = None, app: str | None = None,
+              tags: Mapping[str, str] | None = None, campaign: str | int | None = None,
+              ids: Iterable[int] | None = None, limit: int | None = None) -> list[TaskInfo]:
+        """Tasks that meet all that is given, by id; with a limit the newest of them.
+
+        campaign: name or number.  Raises UsageError for a state that there is not.
+        """
+        conditions: list[sa.ColumnElement[bool]] = []
+        if state is not None:
+            conditions.append(t.c.state.in_([s.value for s in _states(state)]))
+        if app is not None:
+            conditions.append(schema.apps.c.name == app)
+        for name, value in (tags or {}).items():
+            one = schema.tags
+            conditions.append(t.c.id.in_(sa.select(one.c.task).where(one.c.name == name, one.c.value == value)))
+        if campaign is not None:
+            column = schema.campaigns.c.id if isinstance(campaign, int) else schema.campaigns.c.name
+            conditions.append(column == campaign)
+        with self._snapshot() as connection:
+            if ids is None:
+                found = connection.execute(_query().where(*conditions).order_by(t.c.id.desc()).limit(limit)).all()[::-1]
+            else:
+                found = [row for some in _chunks(sorted(set(ids))) for row in connection.execute(
+                    _query().where(*conditions, t.c.id.in_(some)).order_by(t.c.id))]
+                found = found[-limit:] if limit else found
+            return self._infos(connection, found)
+
+    def task(self, id: int) -> TaskInfo:
+        """Raises UsageError if there is no such task."""
+        found = self.tasks(ids=[id])
+        if not found:
+            raise UsageError(f"there is no task {id} in {self._name}")
+        return found[0]
+
+    def _infos(self, connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[TaskInfo]:
+        ids = [row.id for row in found]
+        needs: dict[int, list[int]] = {}
+        tags: dict[int, dict[str, str]] = {}
+        older: dict[int, list[AttemptInfo]] = {}
+        edges, tag, attempts = schema.edges, schema.tags, schema.attempts
+        for some in _chunks(ids):
+            for row in connection.execute(sa.select(edges).where(edges.c.task.in_(some))
+                                          .order_by(edges.c.task, edges.c.slot)):
+                needs.setdefault(row.task, []).append(row.needs)
+            for row in connection.execute(sa.select(tag).where(tag.c.task.in_(some)).order_by(tag.c.name)):
+                tags.setdefault(row.task, {})[row.name] = row.value
+            for row in connection.execute(sa.select(attempts).where(attempts.c.task.in_(some))
+                                          .order_by(attempts.c.attempt)):
+                older.setdefault(row.task, []).append(_attempt(row, row.returncode))
+        return [self._info(row, needs.get(row.id, []), tags.get(row.id, {}), older.get(row.id, [])) for row in found]
+
+    def _info(self, row: sa.Row[Any], needs: list[int], tags: dict[str, str], older: list[AttemptInfo]) -> TaskInfo:
+        detail = _decode_detail(row.detail) if row.detail else Detail()
+        extra = _decode_extra(row.extra) if row.extra else Extra()
+        returncode = row.ran if detail.returncode is None else detail.returncode
+        newest = [_attempt(row, returncode)] if row.attempt else []
+        resources = (schema.fields_from_json(row.resources, Resources) if row.again is None
+                     else _decode_resources(row.again))
+        workdir = Path(detail.workdir or extra.workdir or default_workdir(row.id))
+        if self._directory is not None:
+            workdir = self._directory / "data" / workdir
+        return TaskInfo(
+            id=row.id, app=row.app_name or "", name=row.name, campaign=row.campaign_name or "",
+            state=TaskState(row.state).name, tags=tags, parent=row.parent, needs=needs, submitted=row.submitted,
+            started=row.started or None, ended=row.ended or None, pilot=row.pilot, place=row.place,
+            returncode=returncode, error=row.error, reason=row.reason, root=row.root, failures=row.failures,
+            attempts=older + newest, command=row.command, workdir=str(workdir),
+            stdout=detail.stdout or extra.stdout, stderr=detail.stderr or extra.stderr,
+            resources=msgspec.structs.asdict(resources),
+            options=msgspec.structs.asdict(schema.fields_from_json(row.options, Options)),
+            key=row.key.hex() if row.key else None, occurrence=row.occurrence, session=row.session)
+
+    def result(self, id: int) -> object:
+        """The value of a task that is done; raises its exception if it failed, CancelledError if it was cancelled.
+
+        Raises UsageError if there is no such task or it is not over, SerializationError and the like where the value
+        cannot be made of its bytes here.
+        """
+        with self._snapshot() as connection:
+            row = connection.execute(sa.select(t.c.state, t.c.payload, t.c.error, t.c.root).where(t.c.id == id)).first()
+        if row is None:
+            raise UsageError(f"there is no task {id} in {self._name}")
+        from balsamfut import serialize  # only who wants values needs cloudpickle
+        payload = schema.unpack_payload(row.payload)
+        match TaskState(row.state):
+            case TaskState.DONE:
+                return None if payload is None else serialize.loads(payload, self._read)
+            case TaskState.FAILED:
+                raise TaskError(row.error) if payload is None else self._exception(payload)
+            case TaskState.UPSTREAM_FAILED:
+                raise UpstreamFailed(row.error or f"task {id} needed task {row.root}, which did not succeed",
+                                     task_id=row.root) from self._root(row.root)
+            case TaskState.CANCELLED:
+                raise CancelledError(row.error) if payload is None else self._exception(payload)
+            case state:
+                raise UsageError(f"task {id} is not over: it is {state.name}")
+
+    def _exception(self, payload: Payload) -> BaseException:
+        from balsamfut import serialize
+        return serialize.loads_exception(payload, self._read)
+
+    def _root(self, id: int) -> BaseException | None:
+        try:
+            self.result(id)
+        except UsageError:
+            return None
+        except BaseException as exc:
+            return exc
+        return None
+
+    def _read(self, blob: Blob) -> bytes:
+        if self._directory is None:
+            raise UsageError(f"payloads of {self._name} are in files: open it with the directory of its site")
+        from balsamfut import serialize
+        return serialize.fetch(blob, self._directory / "objects")
+
+    # ---- the rest
+
+    def apps(self) -> list[AppInfo]:
+        """By name, with the number of tasks of each."""
+        a, k = schema.apps, schema.classes
+        query = (sa.select(a, sa.func.count(t.c.id).label("number"))
+                 .outerjoin(k, k.c.app == a.c.digest).outerjoin(t, t.c.cls == k.c.id)
+                 .group_by(*a.c).order_by(a.c.name, a.c.digest))
+        with self._snapshot() as connection:
+            return [AppInfo(row.name, AppKind(row.kind).name, row.module, row.doc, row.digest.hex(), row.number)
+                    for row in connection.execute(query)]
+
+    def campaigns(self) -> list[CampaignInfo]:
+        """In the order in which they were made."""
+        counts: dict[int, dict[str, int]] = {}
+        c = schema.campaigns
+        with self._snapshot() as connection:
+            for campaign, state, number in connection.execute(
+                    sa.select(t.c.campaign, t.c.state, sa.func.count()).group_by(t.c.campaign, t.c.state)
+                    .order_by(t.c.state)):
+                counts.setdefault(campaign, {})[TaskState(state).name] = number
+            return [CampaignInfo(row.id, row.name, bool(row.named), row.created, counts.get(row.id, {}))
+                    for row in connection.execute(sa.select(c).order_by(c.c.id))]
+
+    def events(self, task: int | None = None, limit: int | None = None) -> list[EventInfo]:
+        """Of one task or of all, oldest first; with a limit the newest of them."""
+        e = schema.events
+        query = sa.select(e).order_by(e.c.id.desc()).limit(limit)
+        with self._snapshot() as connection:
+            found = connection.execute(query if task is None else query.where(e.c.task == task)).all()
+        return [EventInfo(row.time, row.kind, row.task, row.pilot, row.text) for row in reversed(found)]
+
+    def pilots(self) -> list[PilotInfo]:
+        p = schema.pilots
+        with self._snapshot() as connection:
+            return [PilotInfo(row.id, row.host, row.pid, row.platform, row.nodes, row.started, row.ended or None,
+                              row.reason) for row in connection.execute(sa.select(p).order_by(p.c.id))]
+
+
+def _query() -> sa.Select[Any]:
+    """All of a task but its payloads."""
+    k, a, c = schema.classes, schema.apps, schema.campaigns
+    plain = [column for column in t.c if column.name not in ("args", "payload", "joins")]
+    return (sa.select(*plain, k.c.resources, k.c.options, a.c.name.label("app_name"), c.c.name.label("campaign_name"))
+            .join(k, k.c.id == t.c.cls).outerjoin(a, a.c.digest == k.c.app).outerjoin(c, c.c.id == t.c.campaign))
+
+
+def _attempt(row: sa.Row[Any], returncode: int | None) -> AttemptInfo:
+    return AttemptInfo(row.attempt, row.pilot, row.place, row.started or None, row.ended or None,
+                       Fault(row.fault).name.lower(), row.error, returncode)
+
+
+def _states(given: str | TaskState | Iterable[str | TaskState]) -> list[TaskState]:
+    names = [given] if isinstance(given, str | TaskState) else list(given)
+    found = []
+    for name in names:
+        wanted = name.name if isinstance(name, TaskState) else name.upper()
+        if wanted not in TaskState.__members__:
+            close = difflib.get_close_matches(wanted, TaskState.__members__, n=2)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(TaskState.__members__)}"
+            raise UsageError(f"there is no state {name}; {hint}")
+        found.append(TaskState[wanted])
+    return found
+
+
+def _chunks(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(values), CHUNK):
+        yield values[start:start + CHUNK]
