@@ -1,0 +1,120 @@
+"""How each MPI launcher is told hosts, ranks and environment; pure.
+
+Four flavours: PALS (Cray's mpiexec), Hydra (MPICH, Intel MPI), Open MPI 5 (prterun) and Slurm's srun.  Hosts are always
+explicit, since the defaults reach for all nodes of the batch job, and the launcher's own binding is off, since it knows
+nothing of the other tasks on a node; what a rank is bound to is the business of the wrapper (launch.py).
+This module must not know tasks, placements or platforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from balsamfut.platforms import Launcher
+
+RANK: Final = {"pals": "PALS_RANKID", "hydra": "PMI_RANK", "openmpi": "OMPI_COMM_WORLD_RANK", "srun": "SLURM_PROCID"}
+"""Variables in which ranks find their number in the whole task."""
+
+LOCAL_RANK: Final = {"pals": "PALS_LOCAL_RANKID", "hydra": "MPI_LOCALRANKID",
+                     "openmpi": "OMPI_COMM_WORLD_LOCAL_RANK", "srun": "SLURM_LOCALID"}
+"""... and their number on their node."""
+
+_SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True,
+                  "0": False, "false": False, "no": False, "off": False}
+
+# launch_params: name -> the words it becomes; {} stands for its value, without {} it is a switch.
+_PARAMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "pals": {"mem_bind": ("--mem-bind", "{}"), "pmi": ("--pmi", "{}"), "rlimits": ("--rlimits", "{}"),
+             "no_vni": ("--no-vni",), "line_buffer": ("--line-buffer",), "label": ("--label",)},
+    "hydra": {"mem_bind": ("-membind", "{}"), "label": ("-l",),
+              "no_vni": (), "line_buffer": ()},   # there are no VNIs; lines are what it passes on anyway
+    "openmpi": {"label": ("--output", "tag"), "line_buffer": ("--stream-buffering", "1"), "no_vni": ()},
+    "srun": {"mem_bind": ("--mem-bind={}",), "mpi": ("--mpi={}",), "network": ("--network={}",),
+             "no_vni": ("--network=no_vni",), "line_buffer": ("--unbuffered",), "label": ("--label",)},
+}
+
+# cpu_bind in PALS's words -> the flavour's.  "depth", "none" and "list:" are not the launcher's business but ours.
+_BIND: Final[dict[str, dict[str, str]]] = {
+    "pals": {"core": "core", "thread": "thread", "numa": "numa", "socket": "socket"},
+    "hydra": {"core": "core", "thread": "hwthread", "numa": "numa", "socket": "socket"},
+    "openmpi": {"core": "core", "thread": "hwthread", "numa": "numa", "socket": "package"},
+    "srun": {"core": "cores", "thread": "threads", "numa": "ldoms", "socket": "sockets"},
+}
+OWN_BINDING: Final = ("", "depth", "none")
+
+
+def check_params(flavour: str, params: Mapping[str, str]) -> str | None:
+    """Why these launch_params cannot be honoured by this flavour, naming the first; None if all can.
+
+    A flavour that is not known yet ("") is taken for Hydra.
+    """
+    flavour = flavour or "hydra"
+    known = _PARAMS[flavour]
+    for name, value in params.items():
+        if name == "cpu_bind":
+            if value not in OWN_BINDING and value not in _BIND[flavour] and not value.startswith("list:"):
+                words = ", ".join((*OWN_BINDING[1:], *_BIND[flavour]))
+                return f"launch_params: cpu_bind={value!r} is not known to {flavour}; there are {words} and list:..."
+        elif name not in known:
+            return f"launch_params: {name!r} is not known to {flavour}; there are cpu_bind, {', '.join(known)}"
+        elif not any("{}" in word for word in known[name]) and value.lower() not in _SWITCH:
+            return f"launch_params: {name}={value!r} is neither yes nor no"
+    return None
+
+
+def _extra(flavour: str, params: Mapping[str, str]) -> list[str]:
+    words: list[str] = []
+    for name, value in params.items():
+        if name == "cpu_bind":
+            continue
+        template = _PARAMS[flavour][name]
+        if any("{}" in word for word in template):
+            words.extend(word.replace("{}", value) for word in template)
+        elif _SWITCH[value.lower()]:
+            words.extend(template)
+    return words
+
+
+def argv(launcher: Launcher, hosts: Sequence[str], ranks_per_node: int, *, params: Mapping[str, str],
+         exports: Sequence[str], directory: str, local: bool) -> tuple[list[str], dict[str, bytes]]:
+    """The launcher's words before the program's, and files that have to be in `directory`.
+
+    exports: variables that must reach the ranks.  local: all ranks on this host, whatever batch job it is in.
+    """
+    flavour = launcher.flavour
+    total = len(hosts) * ranks_per_node
+    files: dict[str, bytes] = {}
+    in_file = len(hosts) > launcher.hostfile_over
+    if in_file:
+        line = {"hydra": f"{{}}:{ranks_per_node}", "openmpi": f"{{}} slots={ranks_per_node}"}.get(flavour, "{}")
+        files["hosts"] = "".join(line.format(host) + "\n" for host in hosts).encode()
+    path = f"{directory}/hosts"
+    bind = _BIND[flavour].get(params.get("cpu_bind", ""), "none")
+    if flavour == "pals":
+        words = [launcher.exe, "-n", str(total), "--ppn", str(ranks_per_node),
+                 *(("--hostfile", path) if in_file else ("--hosts", ",".join(hosts))), "--cpu-bind", bind, "--envall"]
+    elif flavour == "hydra":
+        words = [launcher.exe, "-n", str(total), "-ppn", str(ranks_per_node),
+                 *(("-f", path) if in_file else ("-hosts", ",".join(hosts))), "-bind-to", bind,
+                 *(("-launcher", "fork") if local else ())]
+    elif flavour == "openmpi":
+        slots = ",".join(f"{host}:{ranks_per_node}" for host in hosts)
+        words = [launcher.exe, "-n", str(total), *(("--hostfile", path) if in_file else ("--host", slots)),
+                 "--map-by", f"ppr:{ranks_per_node}:node:OVERSUBSCRIBE", "--bind-to", bind]
+        for name in exports:
+            words += ("-x", name)
+    else:
+        words = [launcher.exe, "-N", str(len(hosts)), "-n", str(total), f"--ntasks-per-node={ranks_per_node}",
+                 "-w", path if in_file else ",".join(hosts), f"--cpu-bind={bind}", "--overlap", "--export=ALL",
+                 "--distribution=block", "--kill-on-bad-exit=1"]
+    return words + _extra(flavour, params), files
+
+
+def environment(flavour: str) -> dict[str, str]:
+    """What the launcher itself needs in its environment."""
+    if flavour == "openmpi":   # it refuses to serve root, which containers are
+        return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if flavour == "hydra":
+        return {"I_MPI_PIN": "0"}   # Intel's binds by itself
+    return {}
