@@ -19,7 +19,7 @@ class Task:
         "id", "campaign", "session", "parent", "cls", "spec", "state", "submitted",
         "attempt", "failures", "losses", "pilot", "place", "started", "ended", "fault", "error", "payload", "root",
         "reason", "again", "ran", "detail", "joins",
-        "missing", "dependents", "watchers", "stored", "dirty",
+        "missing", "deps", "dependents", "watchers", "stored", "dirty",
     )
 
     id: int
@@ -48,7 +48,8 @@ class Task:
     joins: tuple[int, ...] | None  # it returned the futures of these tasks, and waits for them
     # ---- not in the database
     missing: int                   # needs (or joins) that are not over
-    dependents: list[Task] | None  # those that need this one
+    deps: tuple[Task, ...]         # those that it needs, in slot order; let go when it is over
+    dependents: list[Task] | None  # those that need (or join) this one, while it is not over
     watchers: tuple[int, ...]      # sessions to be told
     stored: bool                   # its row exists
     dirty: bool                    # its row is to be written at the end of this turn
@@ -67,7 +68,7 @@ class Task:
         self.place = self.error = self.reason = ""
         self.started = self.ended = 0.0
         self.payload = self.again = self.ran = self.detail = self.joins = self.dependents = None
-        self.watchers = ()
+        self.deps = self.watchers = ()
         self.stored = self.dirty = False
 
 

@@ -1,0 +1,384 @@
+"""What pilots report, and what becomes of a task when an attempt is over.  Part of the brain: pure.
+
+What counts against `retries` is the task's own doing; the loss of a pilot, a node or a launcher is never charged,
+except that a task under which several pilots were lost is not given to another.  Reports of attempts that are over are
+ignored, but a success is taken from any attempt while the task is open.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Final
+
+from balsamfut.errors import LaunchFailed, PoisonTask
+from balsamfut.interchange import dag
+from balsamfut.interchange.book import Book, IllegalMove, Pilot
+from balsamfut.interchange.flow import Flow
+from balsamfut.interchange.records import Task
+from balsamfut.messages import (
+    Declined,
+    Enrol,
+    Enrolled,
+    Exited,
+    Fault,
+    Item,
+    Kill,
+    Launch,
+    Ran,
+    Received,
+    Reports,
+    Started,
+)
+from balsamfut.model import AppKind, Payload, Resources, TaskState
+from balsamfut.serialize import error_payload
+
+S = TaskState
+CHARGED: Final = frozenset({Fault.TASK, Fault.WORKER, Fault.WALLTIME, Fault.MEMORY})
+POISON: Final = 5
+"""A task that was running when so many pilots or nodes were lost is given to no other."""
+LAUNCHES: Final = 10
+"""A task that could not be started so often fails."""
+BACK_OFF: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds until a task that could not be started is tried again."""
+
+Fits = Callable[[Enrol, Resources], int]
+"""How many requests of a kind fit into an empty pilot."""
+
+
+class Attempts:
+    """The part of the brain that pilots talk to."""
+
+    def __init__(self, book: Book, flow: Flow, fits: Fits) -> None:
+        self.book = book
+        self.flow = flow
+        self.fits = fits
+        self.later: list[tuple[float, int]] = []      # tasks to be queued again at a time: a heap
+        self.faults: dict[int, int] = {}              # task -> how often it could not be started
+        self.enrolments: dict[int, Enrol] = {}
+
+    # ---- pilots come and go
+
+    def enrol(self, peer: bytes, pilot: Pilot, message: Enrol, now: float) -> None:
+        """A pilot is here (again): what it says that it has, and what we believe it has, are brought together."""
+        book = self.book
+        pilot.peer, pilot.heard, pilot.enrolled = peer, now, True
+        book.pilot_peers[peer] = pilot
+        row = pilot.row
+        row.host, row.pid, row.platform, row.nodes = message.host, message.pid, message.platform, len(message.nodes)
+        row.started = row.started or now
+        book.writes.pilots.append(row)
+        pilot.nodes, pilot.cores = message.nodes, message.cores
+        self.enrolments[pilot.id] = message
+        pilot.capacity = {}
+        pilot.classes, pilot.apps, pilot.pools = set(), set(), set()
+        drop: list[tuple[int, int]] = []
+        kept = set()
+        for number, attempt in message.held:
+            task = book.tasks.get(number)
+            if (task is not None and task.attempt == attempt and task.pilot == pilot.id
+                    and task.state in (S.ASSIGNED, S.RUNNING)):
+                kept.add(number)
+            else:
+                drop.append((number, attempt))
+        for task in [task for task in pilot.held.values() if task.id not in kept]:
+            self.give_back(pilot, task, now)
+        book.send_pilot(pilot, Enrolled(0, drop))
+
+    def lost(self, pilot: Pilot, reason: str, now: float) -> None:
+        """A pilot is gone: what it had goes to others, uncharged."""
+        book = self.book
+        if pilot.peer is not None:
+            book.pilot_peers.pop(pilot.peer, None)
+        book.pilots.pop(pilot.id, None)
+        self.enrolments.pop(pilot.id, None)
+        pilot.row.ended, pilot.row.reason = now, reason
+        book.writes.pilots.append(pilot.row)
+        if pilot.held:
+            book.event(now, "pilot-lost", f"{reason}; {len(pilot.held)} tasks go back", pilot=pilot.id)
+        for task in list(pilot.held.values())[::-1]:
+            if task.state is S.RUNNING:
+                task.losses += 1
+            task.fault, task.ended = Fault.PILOT, now
+            task.error = f"pilot {pilot.id} was lost: {reason}"
+            self.give_back(pilot, task, now)
+
+    def capacity(self, pilot: Pilot, cls: int) -> int:
+        """How many tasks of a class fit into a pilot when it is empty."""
+        known = pilot.capacity.get(cls)
+        if known is None:
+            message = self.enrolments.get(pilot.id)
+            info = self.book.classes[cls]
+            known = 0 if message is None else self.fits(message, info.spec.resources)
+            pilot.capacity[cls] = known
+        return known
+
+    # ---- sending work
+
+    def assign(self, pilot: Pilot, task: Task) -> None:
+        """Give a task to a pilot: a new attempt, whose number is committed before it is sent."""
+        book = self.book
+        task.attempt += 1
+        task.pilot = pilot.id
+        task.place = task.error = ""
+        task.started = task.ended = 0.0
+        task.fault = 0
+        book.move(task, S.ASSIGNED)
+        pilot.held[task.id] = task
+        pilot.launches.append(task)
+        book.loaded.add(pilot.id)
+
+    def launch(self, pilot: Pilot) -> Launch:
+        """The message for what was assigned to a pilot in this turn, with what it has not been told."""
+        items: list[Item] = []
+        message = Launch(items)
+        for task in pilot.launches:
+            if task.cls not in pilot.classes:
+                self._tell_class(pilot, task.cls, message)
+            values = [dep.payload for dep in task.deps if dep.payload is not None] if task.deps else []
+            items.append(Item(task.id, task.attempt, task.cls, task.spec, values, task.again, task.ran, task.failures))
+        pilot.launches = []
+        return message
+
+    def _tell_class(self, pilot: Pilot, cls: int, message: Launch) -> None:
+        book = self.book
+        info = book.classes[cls]
+        pilot.classes.add(cls)
+        message.classes.append((cls, info.spec))
+        if info.spec.app not in pilot.apps:
+            pilot.apps.add(info.spec.app)
+            message.apps.append(info.app)
+            code = book.codes.get(info.spec.app)
+            if code is not None:
+                message.codes.append((info.spec.app, code))
+        if info.spec.pool not in pilot.pools and info.spec.pool in book.pools:
+            pilot.pools.add(info.spec.pool)
+            message.pools.append((info.spec.pool, book.pools[info.spec.pool]))
+
+    def flush(self, pilot: Pilot) -> None:
+        """Queue what this turn has for a pilot: orders to kill, work, and the acknowledgement of its reports."""
+        if pilot.launches:
+            self.book.send_pilot(pilot, self.launch(pilot))
+        if pilot.kills:
+            self.book.send_pilot(pilot, Kill(pilot.kills))
+            pilot.kills = []
+        if pilot.seq:
+            self.book.send_pilot(pilot, Received(pilot.seq))
+            pilot.seq = 0
+
+    # ---- reports
+
+    def reports(self, pilot: Pilot, message: Reports, now: float) -> None:
+        pilot.heard = now
+        pilot.seq = max(pilot.seq, message.seq)
+        self.book.loaded.add(pilot.id)
+        for report in message.reports:
+            task = self.book.tasks.get(report.task)
+            if task is None:
+                pilot.held.pop(report.task, None)
+                continue
+            try:
+                if isinstance(report, Exited):
+                    self.exited(pilot, task, report, now)
+                elif isinstance(report, Started):
+                    self.started(pilot, task, report)
+                else:
+                    self.ran(pilot, task, report)
+            except IllegalMove as error:
+                # One bad report never stops a site: the task is put aside with its story, the report is dropped.
+                self.book.event(now, "bad-report", f"{error}; {type(report).__name__} {report}", task.id, pilot.id)
+                self.flow.hold_anyway(task, f"a report of pilot {pilot.id} does not fit: {error}")
+
+    def current(self, pilot: Pilot, task: Task, attempt: int) -> bool:
+        return task.attempt == attempt and task.pilot == pilot.id and task.state in (S.ASSIGNED, S.RUNNING)
+
+    def started(self, pilot: Pilot, task: Task, report: Started) -> None:
+        if not self.current(pilot, task, report.attempt) or task.state is S.RUNNING:
+            return
+        self.book.move(task, S.RUNNING)
+        task.started, task.place = report.time, report.place
+        self.book.tell_running(task, True)
+        if self.flow.pending:
+            self.flow.started(task.id)
+
+    def ran(self, pilot: Pilot, task: Task, report: Ran) -> None:
+        if self.current(pilot, task, report.attempt):
+            task.ran = report.returncode
+            self.book.touch(task)
+
+    def declined(self, message: Declined) -> None:
+        for task in message.started:
+            self.flow.started(task)
+
+    def exited(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
+        """An attempt is over: the task is done, tried again, or failed."""
+        current = self.current(pilot, task, report.attempt)
+        if report.fault is Fault.NONE and report.attempt <= task.attempt:
+            self.succeeded(pilot, task, report, current, now)
+        elif current:
+            self.record(task, report)
+            self.release(pilot, task)
+            if task.id in self.flow.pending and report.fault in (Fault.RETURNED, Fault.KILLED):
+                self.end(task, report)
+                self.book.close(task, S.CANCELLED, now)
+                self.flow.over(task, now)
+            elif report.fault is Fault.RETURNED:
+                self.book.move(task, S.READY)
+                self.flow.ready(task, now, first=True)
+            else:
+                self.failed(task, report, now)
+
+    def succeeded(self, pilot: Pilot, task: Task, report: Exited, current: bool, now: float) -> None:
+        book = self.book
+        holder = book.pilots.get(task.pilot) if task.state in (S.ASSIGNED, S.RUNNING) else None
+        if not current:
+            if task.state is S.WAITING or task.state is S.HELD:
+                return
+            if holder is not None:      # a newer attempt is under way: it is not needed any more
+                holder.kills.append((task.id, task.attempt))
+                book.loaded.add(holder.id)
+        if holder is not None:
+            self.release(holder, task)
+        self.record(task, report)
+        task.error = ""
+        task.payload = report.payload
+        task.detail = report.detail
+        info = book.classes[task.cls]
+        took = report.ended - report.started
+        info.typical = took if info.typical < 0.0 else 0.8 * info.typical + 0.2 * took
+        if report.joins:
+            self.join(task, report, now)
+            return
+        book.close(task, S.DONE, now)
+        if task.dependents or self.flow.pending:
+            self.flow.over(task, now)
+
+    def join(self, task: Task, report: Exited, now: float) -> None:
+        """It returned futures: it is done when they are."""
+        upstream = [dep for number in report.joins if (dep := self.book.find(number)) is not None]
+        if task.state is S.READY:
+            self.book.move(task, S.ASSIGNED)
+        self.book.move(task, S.WAITING)
+        task.joins = tuple(report.joins)
+        if len(upstream) < len(report.joins):
+            self.flow.hold_anyway(task, "it returned futures of tasks that are not at hand")
+            return
+        dag.link(task, upstream)
+        if not task.missing:
+            self.flow.conclude_join(task, now)
+            self.flow.over(task, now)
+
+    def record(self, task: Task, report: Exited) -> None:
+        task.started, task.ended, task.place = report.started, report.ended, report.place
+        task.fault, task.error = int(report.fault), report.error
+        if report.detail is not None:
+            task.detail = report.detail
+
+    def end(self, task: Task, report: Exited) -> None:
+        task.payload = report.payload
+        task.error = report.error or "it was cancelled"
+
+    def failed(self, task: Task, report: Exited, now: float) -> None:
+        """An attempt failed that was the newest; the task is not in anybody's hand any more."""
+        fault = report.fault
+        if fault is Fault.KILLED:
+            self.end(task, report)
+            self.book.close(task, S.CANCELLED, now)
+            self.flow.over(task, now)
+            return
+        if fault is Fault.POOL:
+            self.break_pool(task, report, now)
+            return
+        if fault is Fault.LAUNCHER:
+            self.not_started(task, report, now)
+            return
+        if fault in (Fault.NODE, Fault.PILOT):
+            task.losses += fault is Fault.NODE
+            self.again(task, now)
+            return
+        task.failures += fault in CHARGED
+        if report.again is not None:
+            task.again = report.again
+            self.again(task, now)
+        elif task.failures <= self.book.classes[task.cls].spec.options.retries:
+            self.again(task, now)
+        else:
+            self.give_up(task, report.payload, report.error, now)
+
+    def again(self, task: Task, now: float) -> None:
+        """Another attempt, if nobody wants the task to end and it is not poison."""
+        book = self.book
+        if task.id in self.flow.pending:
+            book.close(task, S.CANCELLED, now)
+            self.flow.over(task, now)
+            return
+        if task.losses >= POISON:
+            text = (f"task {task.id} was running when {task.losses} pilots or nodes were lost; it is not tried again "
+                    f"(last: {task.error})")
+            self.give_up(task, error_payload(PoisonTask(text)), text, now)
+            return
+        book.event(now, "retry", task.error or "again", task.id, task.pilot)
+        running = task.state is S.RUNNING
+        book.file_attempt(task)
+        book.move(task, S.READY)
+        if running:
+            book.tell_running(task, False)
+        self.flow.ready(task, now, first=True)
+
+    def not_started(self, task: Task, report: Exited, now: float) -> None:
+        """The launcher or the node refused: not the task's fault, tried again after a while."""
+        count = self.faults.get(task.id, 0) + 1
+        if count >= LAUNCHES:
+            self.faults.pop(task.id, None)
+            text = f"task {task.id} could not be started in {count} attempts: {report.error}"
+            self.give_up(task, error_payload(LaunchFailed(text)), text, now)
+            return
+        self.faults[task.id] = count
+        self.book.event(now, "launch-failed", report.error, task.id, task.pilot)
+        self.book.file_attempt(task)
+        self.book.move(task, S.READY)
+        heapq.heappush(self.later, (now + BACK_OFF[min(count, len(BACK_OFF)) - 1], task.id))
+
+    def give_up(self, task: Task, payload: Payload | None, error: str, now: float) -> None:
+        task.payload = payload
+        task.error = error
+        self.book.close(task, S.FAILED, now)
+        self.flow.over(task, now)
+
+    def give_back(self, pilot: Pilot, task: Task, now: float) -> None:
+        """A task that a pilot had comes back without a report."""
+        self.release(pilot, task)
+        if task.state in (S.ASSIGNED, S.RUNNING):
+            self.again(task, now)
+
+    def break_pool(self, task: Task, report: Exited, now: float) -> None:
+        """A worker's initializer failed: every Python task of this pool fails with it, now and later."""
+        book = self.book
+        pool = book.classes[task.cls].spec.pool
+        book.broken[pool] = (report.payload, report.error)
+        self.give_up(task, report.payload, report.error, now)
+        for each in self.flow.queues.tasks():
+            info = book.classes[each.cls]
+            if info.spec.pool == pool and info.app.kind is AppKind.PYTHON and each.state is S.READY:
+                self.give_up(each, report.payload, report.error, now)
+
+    def release(self, pilot: Pilot, task: Task) -> None:
+        """The pilot does not have the task any more."""
+        if pilot.held.pop(task.id, None) is None:
+            return
+        if task.id in pilot.parents:
+            pilot.parents.discard(task.id)
+        else:
+            pilot.counts[task.cls] -= 1
+        session = self.book.sessions.get(task.session)
+        if session is not None and session.assigned:
+            session.assigned -= 1
+
+    # ---- time
+
+    def due(self, now: float) -> None:
+        """Queue again what waited for its time."""
+        while self.later and self.later[0][0] <= now:
+            task = self.book.tasks.get(heapq.heappop(self.later)[1])
+            if task is not None and task.state is S.READY:
+                self.flow.ready(task, now)

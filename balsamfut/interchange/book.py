@@ -1,0 +1,284 @@
+"""The brain's memory, and the few primitive changes that everything else is made of.
+
+Every change of a task's state goes through `Book.move`, which knows the table of moves; every change that must last
+goes into `Book.writes`, and everything that somebody is to be told goes into an outbox: the loop commits the first
+before it sends the second.  Pure: no socket, file or clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from balsamfut.interchange.records import (
+    AttemptRow,
+    CampaignRow,
+    EventRow,
+    PilotRow,
+    SessionRow,
+    Task,
+    World,
+    Writes,
+)
+from balsamfut.messages import Ending, Message
+from balsamfut.model import MOVES, AppKind, AppSpec, Blob, Joined, Payload, Pool, TaskClass, TaskState
+
+log = logging.getLogger(__name__)
+
+RECENT_TASKS: Final = 20_000
+RECENT_BYTES: Final = 64 << 20
+"""How many tasks that are over, and how much of their results, are kept at hand for calls that still refer to them."""
+
+
+class IllegalMove(Exception):
+    """A report or an order asked for a change that the table of a task's life does not have."""
+
+
+class Session:
+    """One client's run: a script, a task that calls apps, or a command."""
+
+    __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "classes", "watching",
+                 "accepted", "running", "endings", "looks_up", "detached", "keeper")
+
+    def __init__(self, row: SessionRow) -> None:
+        self.row = row
+        self.peer: bytes | None = None            # its connection; None: away
+        self.heard = 0.0
+        self.observer = False
+        self.limit = 0                            # of tasks that run at a time; 0: none
+        self.assigned = 0                         # of them now
+        self.calls: dict[int, int] = {}           # call number -> task id, of those it may still name by number
+        self.classes: dict[int, int] = {}         # its number of a class -> the site's
+        self.watching: set[int] = set()           # tasks of other sessions that it asked about
+        self.accepted: list[tuple[int, int, TaskState, bool]] = []
+        self.running: list[tuple[int, bool]] = []
+        self.endings: list[Ending] = []
+        self.looks_up = False                     # its calls may be known already: named campaign, retried parent
+        self.detached = False
+        self.keeper = False                       # `resume --wait`: keeps an embedded interchange alive
+
+    @property
+    def id(self) -> int:
+        return self.row.id
+
+
+class Pilot:
+    """One pilot: what it is, what it has, what it has been told."""
+
+    __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "cores", "held", "counts", "parents",
+                 "classes", "apps", "pools", "launches", "seq", "kills", "deadline", "capacity")
+
+    def __init__(self, row: PilotRow) -> None:
+        self.row = row
+        self.peer: bytes | None = None
+        self.heard = 0.0
+        self.enrolled = False
+        self.stopping = False
+        self.nodes: list[str] = []
+        self.cores = 0
+        self.held: dict[int, Task] = {}           # what it was sent and has not reported over
+        self.counts: dict[int, int] = {}          # ... how many by class, without those that wait for their own calls
+        self.parents: set[int] = set()            # ... those
+        self.classes: set[int] = set()            # told already
+        self.apps: set[bytes] = set()
+        self.pools: set[bytes] = set()
+        self.launches: list[Task] = []            # of this turn
+        self.kills: list[tuple[int, int]] = []    # of this turn
+        self.seq = 0                              # to be acknowledged at the end of this turn
+        self.deadline = 0.0                       # not enrolled: lost by then
+        self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
+
+    @property
+    def id(self) -> int:
+        return self.row.id
+
+
+@dataclass(slots=True)
+class ClassInfo:
+    """A class of tasks, and what was seen of it."""
+
+    spec: TaskClass
+    app: AppSpec
+    typical: float = -1.0    # seconds that an attempt takes, lately; < 0: not known
+
+
+@dataclass(slots=True)
+class Outbox:
+    clients: list[tuple[bytes, Message]] = field(default_factory=list)
+    pilots: list[tuple[bytes, Message]] = field(default_factory=list)
+
+
+class Book:
+    """Everything that the interchange has in its head."""
+
+    def __init__(self, world: World) -> None:
+        self.next_task = world.next_task
+        self.next_session = world.next_session
+        self.next_campaign = world.next_campaign
+        self.next_pilot = world.next_pilot
+        self.next_class = world.next_class
+        self.tasks: dict[int, Task] = {}                 # not over
+        self.recent: dict[int, Task] = {}                # over, lately
+        self._recent_order: deque[int] = deque()
+        self._recent_bytes = 0
+        self.campaigns: dict[int, CampaignRow] = {row.id: row for row in world.campaigns}
+        self.campaign_names: dict[str, int] = {row.name: row.id for row in world.campaigns}
+        self.active: set[int] = set()                    # campaigns whose tasks may run
+        self.sessions: dict[int, Session] = {row.id: Session(row) for row in world.sessions}
+        self.tokens: dict[str, Session] = {s.row.token: s for s in self.sessions.values()}
+        self.peers: dict[bytes, Session] = {}
+        self.pilots: dict[int, Pilot] = {row.id: Pilot(row) for row in world.pilots}
+        self.pilot_peers: dict[bytes, Pilot] = {}
+        self.apps: dict[bytes, AppSpec] = {app.digest: app for app in world.apps}
+        self.codes: dict[bytes, Payload] = dict(world.codes)
+        self.pools: dict[bytes, Pool] = dict(world.pools)
+        self.broken: dict[bytes, tuple[Payload | None, str]] = {}   # pools whose initializer failed, and how
+        self.classes: dict[int, ClassInfo] = {}
+        self.class_numbers: dict[TaskClass, int] = {}
+        for number, spec in world.classes:
+            self._learn_class(number, spec)
+        self.writes = Writes()
+        self.out = Outbox()
+        self.told: set[int] = set()                      # sessions with something in their own lists
+        self.loaded: set[int] = set()                    # pilots with something to be sent
+
+    # ---- definitions
+
+    def _learn_class(self, number: int, spec: TaskClass) -> None:
+        app = self.apps.get(spec.app) or AppSpec(name="?", kind=AppKind.PYTHON, digest=spec.app)
+        self.classes[number] = ClassInfo(spec, app)
+        self.class_numbers[spec] = number
+
+    def intern_class(self, spec: TaskClass) -> int:
+        """The site's number of a class of tasks, new or known."""
+        number = self.class_numbers.get(spec)
+        if number is None:
+            number = self.next_class
+            self.next_class += 1
+            self._learn_class(number, spec)
+            self.writes.classes.append((number, spec))
+        return number
+
+    def define(self, apps: Iterable[AppSpec], codes: Iterable[tuple[bytes, Payload]],
+               pools: Iterable[tuple[bytes, Pool]]) -> None:
+        for app in apps:
+            if app.digest not in self.apps:
+                self.apps[app.digest] = app
+                self.writes.apps.append(app)
+        for digest, code in codes:
+            if digest not in self.codes:
+                self.codes[digest] = code
+                self.writes.codes.append((digest, code))
+        for digest, pool in pools:
+            if digest not in self.pools:
+                self.pools[digest] = pool
+                self.writes.pools.append((digest, pool))
+
+    # ---- tasks
+
+    def find(self, task: int) -> Task | None:
+        """A task that is not over, or was not long ago."""
+        return self.tasks.get(task) or self.recent.get(task)
+
+    def touch(self, task: Task) -> None:
+        """Have the task's row written at the end of this turn."""
+        if not task.dirty:
+            task.dirty = True
+            self.writes.tasks.append(task)
+
+    def move(self, task: Task, state: TaskState) -> None:
+        """Change a task's state, by the table; raises IllegalMove."""
+        if state not in MOVES[task.state]:
+            raise IllegalMove(f"task {task.id} cannot go from {task.state.name} to {state.name}")
+        task.state = state
+        if not task.dirty:
+            task.dirty = True
+            self.writes.tasks.append(task)
+
+    def close(self, task: Task, state: TaskState, now: float) -> None:
+        """The task is over: file it, let go of what it needed, tell those who watch."""
+        self.move(task, state)
+        task.ended = task.ended or now
+        task.deps = ()
+        task.reason = ""
+        self.tasks.pop(task.id, None)
+        self.remember(task)
+        if task.watchers:
+            ending = self.ending(task)
+            for session in task.watchers:
+                watcher = self.sessions.get(session)
+                if watcher is not None:
+                    watcher.endings.append(ending)
+                    self.told.add(session)
+
+    def remember(self, task: Task) -> None:
+        """Keep a task that is over at hand for a while."""
+        if task.id in self.recent:
+            return
+        self.recent[task.id] = task
+        self._recent_order.append(task.id)
+        self._recent_bytes += weight(task.payload)
+        while len(self._recent_order) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES:
+            old = self.recent.pop(self._recent_order.popleft(), None)
+            if old is not None:
+                self._recent_bytes -= weight(old.payload)
+
+    def forget(self, task: Task) -> None:
+        """A task that was over is not any more (it is tried again)."""
+        if self.recent.pop(task.id, None) is not None:
+            self._recent_order.remove(task.id)
+            self._recent_bytes -= weight(task.payload)
+
+    def ending(self, task: Task) -> Ending:
+        return Ending(task.id, task.state, task.payload, task.error, task.root, task.detail)
+
+    def watch(self, task: Task, session: int) -> None:
+        if session not in task.watchers:
+            task.watchers = (*task.watchers, session)
+
+    def tell_running(self, task: Task, running: bool) -> None:
+        for session in task.watchers:
+            watcher = self.sessions.get(session)
+            if watcher is not None:
+                watcher.running.append((task.id, running))
+                self.told.add(session)
+
+    def file_attempt(self, task: Task) -> None:
+        """Move the newest attempt's columns into a row of their own, since another attempt will take their place."""
+        if task.attempt:
+            self.writes.attempts.append(AttemptRow(
+                task=task.id, attempt=task.attempt, pilot=task.pilot, place=task.place, started=task.started,
+                ended=task.ended, fault=task.fault, error=task.error,
+                returncode=task.detail.returncode if task.detail else None))
+
+    def event(self, now: float, kind: str, text: str, task: int = 0, pilot: int = 0) -> None:
+        log.info("%s%s%s: %s", kind, f" task {task}" if task else "", f" pilot {pilot}" if pilot else "", text)
+        self.writes.events.append(EventRow(now, kind, task, pilot, text))
+
+    # ---- the outboxes
+
+    def send_client(self, session: Session, message: Message) -> None:
+        if session.peer is not None:
+            self.out.clients.append((session.peer, message))
+
+    def send_pilot(self, pilot: Pilot, message: Message) -> None:
+        if pilot.peer is not None:
+            self.out.pilots.append((pilot.peer, message))
+
+    def take(self) -> tuple[Writes, Outbox]:
+        """What this turn writes, and what is sent once that is written."""
+        writes, out = self.writes, self.out
+        self.writes, self.out = Writes(), Outbox()
+        return writes, out
+
+
+def weight(payload: Any) -> int:
+    """Bytes that a payload takes in memory."""
+    if payload is None or isinstance(payload, Blob):
+        return 0
+    if isinstance(payload, Joined):
+        return len(payload.template) + sum(weight(part) for part in payload.parts)
+    return len(payload)

@@ -1,0 +1,360 @@
+"""The interchange's brain: messages and the time come in, what to write and what to send come out.
+
+    wanted_*(message)  what must be read from the database first (asked again until there is nothing)
+    know(found)        ... what was read
+    client(...), pilot(...), session_gone(...), pilot_gone(...), tick(...)     what happens
+    finish(now)        the end of a turn: matches tasks and pilots; the loop commits the Turn, then sends what it says
+
+Pure: no socket, file, clock, thread or randomness; tokens and times are arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from balsamfut.errors import LaunchFailed
+from balsamfut.interchange import matcher
+from balsamfut.interchange.attempts import Attempts, Fits
+from balsamfut.interchange.book import Book, Outbox, Pilot, Session
+from balsamfut.interchange.flow import Flow
+from balsamfut.interchange.matcher import ReadyQueues
+from balsamfut.interchange.records import PilotRow, World, Writes
+from balsamfut.interchange.requests import Found, Requests, Wanted
+from balsamfut.interchange.sessions import Config, Sessions, Shape
+from balsamfut.messages import (
+    PROTOCOL,
+    Accepted,
+    Beat,
+    BeatAck,
+    BeatBack,
+    Bye,
+    Cancel,
+    Declined,
+    Enrol,
+    Expelled,
+    Hello,
+    Keep,
+    KillTasks,
+    Leaving,
+    Message,
+    Notice,
+    PilotBeat,
+    Refused,
+    Reports,
+    Resume,
+    Running,
+    Settled,
+    Stop,
+    Submit,
+    Watch,
+)
+from balsamfut.model import TaskState
+from balsamfut.serialize import error_payload
+
+S = TaskState
+PILOT_SILENCE = 120.0
+"""Seconds without a sign after which a pilot is given up: by then one that was only cut off has ended its tasks."""
+REJOIN = 20.0
+"""Seconds that the pilots of an earlier interchange have to find this one."""
+CLIENT_SILENCE = 30.0
+"""Seconds without a sign after which a client counts as gone (sooner where its process can be watched)."""
+FAILED_STARTS = 3
+"""So many local pilots in a row that never enrolled, and the tasks that wait for one fail."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn changes, and what may be done once that is committed."""
+
+    writes: Writes
+    out: Outbox
+    exit: str = ""       # why this interchange is to end, if it is
+
+
+class Core:
+    """The brain."""
+
+    def __init__(self, world: World, config: Config, fits: Fits, now: float) -> None:
+        self.config = config
+        self.book = Book(world)
+        self.queues = ReadyQueues()
+        self.flow = Flow(self.book, self.queues)
+        self.requests = Requests(self.book, self.flow)
+        self.attempts = Attempts(self.book, self.flow, fits)
+        self.sessions = Sessions(self.book, self.flow, config)
+        self.flow.slots = config.cores * config.nodes
+        self.alone_since = now            # embedded: no client since then
+        self.failed_starts = 0
+        self.told_unfit: set[int] = set()
+        self.next_start = 0.0
+        for pilot in self.book.pilots.values():
+            pilot.deadline = now + REJOIN
+            pilot.heard = now
+
+    # ---- what must be read first
+
+    def wanted_client(self, peer: bytes, message: Message) -> Wanted | None:
+        want = Wanted()
+        if isinstance(message, Submit):
+            session = self.book.peers.get(peer)
+            if session is not None:
+                want = self.requests.wanted(session, message)
+        elif isinstance(message, Watch | Cancel | KillTasks):
+            ids = message.tasks if isinstance(message, Watch) else message.refs
+            want.tasks = {i for i in ids if i > 0 and self.book.find(i) is None} - self.requests.found.missing
+        elif isinstance(message, Hello):
+            if message.parent and self.book.find(message.parent) is None:
+                want.tasks = {message.parent} - self.requests.found.missing
+            known = self.book.tokens.get(message.token)
+            number = known.row.campaign if known else self.book.campaign_names.get(message.campaign or "", 0)
+            if number and number not in self.book.active and not message.observer:
+                want.campaign = number
+        elif isinstance(message, Resume) and not self.requests.found.looked:
+            number = self.book.campaign_names.get(message.campaign, -1) if message.campaign is not None else 0
+            if number >= 0:
+                want.campaign, want.retry_failed = number, message.retry_failed
+        return want or None
+
+    def wanted_pilot(self, peer: bytes, message: Message) -> Wanted | None:
+        """Tasks that a pilot speaks of and that are not at hand: those of campaigns that nobody is running now."""
+        ids: set[int] = set()
+        if isinstance(message, Reports):
+            ids = {r.task for r in message.reports} | {j for r in message.reports for j in getattr(r, "joins", ())}
+        elif isinstance(message, Enrol):
+            ids = {task for task, _ in message.held}
+        ids = {i for i in ids if self.book.find(i) is None} - self.requests.found.missing
+        return Wanted(tasks=ids) if ids else None
+
+    def know(self, want: Wanted, found: Found, now: float, token: str = "") -> None:
+        """Take in what was read."""
+        mine = self.requests.found
+        mine.looked = True
+        mine.calls.update(found.calls)
+        mine.keys.update(found.keys)
+        mine.cached.update(found.cached)
+        loaded = [*found.tasks, *found.calls.values(), *found.keys.values()]
+        mine.missing |= want.tasks - {task.id for task in loaded}
+        here = {s.id for s in self.book.sessions.values() if s.peer is not None or (token and s.row.token == token)}
+        if want.campaign is not None:
+            self.book.active |= {want.campaign} if want.campaign else set(self.book.campaigns)
+            for task in found.tasks:
+                known = self.book.tasks.get(task.id)
+                if known is not None and known.state is S.READY:
+                    self.flow.ready(known, now)
+        self.flow.adopt(loaded, now, here.__contains__)
+
+    # ---- clients
+
+    def client(self, peer: bytes, message: Message, now: float) -> None:
+        """A message of a client."""
+        if isinstance(message, Hello):
+            self.hello(peer, message, now)
+            self.requests.found = Found()
+            return
+        session = self.book.peers.get(peer)
+        if session is None:
+            self.book.out.clients.append((peer, Refused("InterchangeLost", "this interchange does not know you")))
+            return
+        session.heard = now
+        if isinstance(message, Submit):
+            self.requests.submit(session, message, now)
+        elif isinstance(message, Watch):
+            self.sessions.watch(session, message)
+        elif isinstance(message, Cancel):
+            self.requests.cancel(session, message, now)
+        elif isinstance(message, KillTasks):
+            self.requests.kill(session, message, now)
+        elif isinstance(message, Keep):
+            self.requests.keep(session, message, now)
+        elif isinstance(message, Resume):
+            self.sessions.resume(session, message, now)
+        elif isinstance(message, Beat):
+            self.book.send_client(session, BeatBack())
+        elif isinstance(message, Bye):
+            session.detached = message.detach
+            self.sessions.gone(session, now, said_so=True)
+        self.requests.found = Found()
+
+    def hello(self, peer: bytes, message: Hello, now: float) -> None:
+        session = self.sessions.hello(peer, message, now)
+        if session is None:
+            return
+        if self.config.embedded and not message.observer and not message.parent:
+            self.reshape(message)
+        self.sessions.welcome(session)
+
+    # ---- pilots
+
+    def pilot(self, peer: bytes, message: Message, now: float) -> None:
+        """A message of a pilot."""
+        if isinstance(message, Enrol):
+            pilot = self.book.pilots.get(message.pilot)
+            if pilot is None or pilot.row.token != message.token or message.protocol != PROTOCOL:
+                text = f"pilot {message.pilot} is not expected here"
+                self.book.out.pilots.append((peer, Expelled(text)))
+                return
+            self.attempts.enrol(peer, pilot, message, now)
+            self.failed_starts = 0
+            return
+        pilot = self.book.pilot_peers.get(peer)
+        if pilot is None:
+            if not isinstance(message, Leaving):
+                self.book.out.pilots.append((peer, Expelled("this interchange does not know you")))
+            return
+        pilot.heard = now
+        if isinstance(message, Reports):
+            self.attempts.reports(pilot, message, now)
+        elif isinstance(message, Declined):
+            self.attempts.declined(message)
+        elif isinstance(message, PilotBeat):
+            self.book.send_pilot(pilot, BeatAck())
+        elif isinstance(message, Leaving):
+            self.attempts.lost(pilot, message.reason, now)
+        self.requests.found = Found()
+
+    def spooled(self, number: int, messages: list[Reports], now: float) -> None:
+        """What a pilot wrote to its file when there was nobody to hand it to."""
+        pilot = self.book.pilots.get(number) or Pilot(PilotRow(number, "", "", 0, "", 0, 0.0))
+        for message in messages:
+            self.attempts.reports(pilot, message, now)
+        pilot.seq = 0
+
+    def pilot_gone(self, number: int, reason: str, now: float) -> None:
+        """The batch system, or the operating system, says that a pilot is over."""
+        pilot = self.book.pilots.get(number)
+        if pilot is None:
+            return
+        if not pilot.enrolled and not pilot.stopping:
+            self.failed_starts += 1
+            self.next_start = now + 0.5 * self.failed_starts
+        self.attempts.lost(pilot, reason, now)
+        if self.failed_starts >= FAILED_STARTS:
+            self.no_pilot(reason, now)
+
+    def no_pilot(self, reason: str, now: float) -> None:
+        """No pilot can be started on this machine: what waits for one fails with the reason."""
+        text = f"the pilot on this machine could not be started, {self.failed_starts} times: {reason}"
+        for task in self.queues.tasks():
+            self.attempts.give_up(task, error_payload(LaunchFailed(text)), text, now)
+        self.next_start = now + 30.0
+
+    def new_pilot(self, token: str, now: float) -> PilotRow:
+        """A pilot that is about to be started: it is recorded before it exists."""
+        book = self.book
+        shape = self.sessions.shape
+        row = PilotRow(book.next_pilot, token, "", 0, shape.platform, shape.nodes, 0.0)
+        book.next_pilot += 1
+        pilot = Pilot(row)
+        pilot.heard, pilot.deadline = now, now + PILOT_SILENCE
+        book.pilots[row.id] = pilot
+        book.writes.pilots.append(row)
+        return row
+
+    # ---- an embedded interchange's life
+
+    def reshape(self, message: Hello) -> None:
+        """The first client decides what the local pilot is: replace one that was made for another."""
+        old = self.sessions.shape
+        cores = message.max_workers if not message.platform and message.max_workers else old.cores
+        wished = Shape(message.platform or old.platform, message.nodes or old.nodes, cores)
+        if len(self.sessions.alive()) > 1 or wished == old:
+            return
+        self.sessions.shape = wished
+        self.flow.slots = wished.nodes * wished.cores
+        for pilot in self.book.pilots.values():
+            if not pilot.held and not pilot.stopping:
+                self.stop_pilot(pilot, 0.0)
+
+    def stop_pilot(self, pilot: Pilot, grace: float) -> None:
+        pilot.stopping = True
+        self.book.send_pilot(pilot, Stop(grace))
+
+    def wants_pilot(self, now: float) -> bool:
+        """Whether a pilot is to be started on this machine."""
+        return (self.config.embedded and not self.sessions.stopping and now >= self.next_start
+                and all(pilot.stopping for pilot in self.book.pilots.values()))
+
+    def stop(self, reason: str, grace: float) -> None:
+        """Bring everything to an end: pilots stop, then this process exits."""
+        if not self.sessions.stopping:
+            self.sessions.stopping = reason
+            for pilot in self.book.pilots.values():
+                self.stop_pilot(pilot, grace)
+
+    def tick(self, now: float) -> None:
+        """What time alone brings; called several times a second."""
+        self.attempts.due(now)
+        for pilot in list(self.book.pilots.values()):
+            silent = now - pilot.heard > PILOT_SILENCE
+            if (not pilot.enrolled and now > pilot.deadline) or silent:
+                self.pilot_gone(pilot.id, "no sign of it", now)
+        for session in list(self.book.sessions.values()):
+            if session.peer is not None and now - session.heard > CLIENT_SILENCE:
+                self.sessions.gone(session, now)
+        self.tell_unfit()
+        if not self.config.embedded:
+            return
+        detached = any(s.detached for s in self.book.sessions.values()) and self.book.tasks
+        if self.sessions.alive() or detached:
+            self.alone_since = now
+        elif now - self.alone_since > self.config.linger:
+            self.stop("no client is left", grace=2.0)
+
+    def stalled(self, seconds: float) -> None:
+        """This process itself stood still: nobody else's silence counts for that time."""
+        self.alone_since += seconds
+        for pilot in self.book.pilots.values():
+            pilot.heard += seconds
+            pilot.deadline += seconds
+        for session in self.book.sessions.values():
+            session.heard += seconds
+
+    def tell_unfit(self) -> None:
+        """Say once when tasks wait that fit no pilot that there is."""
+        pilots = [p for p in self.book.pilots.values() if p.enrolled and not p.stopping]
+        for cls, _ in self.queues.lines() if pilots else ():
+            if cls not in self.told_unfit and not any(self.attempts.capacity(p, cls) for p in pilots):
+                self.told_unfit.add(cls)
+                name = self.book.classes[cls].app.name
+                for session in self.sessions.alive():
+                    self.book.send_client(session, Notice(
+                        f"tasks of {name} wait: what they ask for does not fit any pilot that runs here"))
+
+    # ---- the end of a turn
+
+    def finish(self, now: float) -> Turn:
+        """Match, and collect what this turn writes and sends."""
+        book = self.book
+        if self.queues.size:
+            pilots = [p for p in book.pilots.values() if p.enrolled and not p.stopping]
+            for cls, _ in self.queues.lines():
+                for pilot in pilots:
+                    self.attempts.capacity(pilot, cls)
+            for pilot, task in matcher.match(book, self.queues, pilots):
+                self.attempts.assign(pilot, task)
+        for number in book.told:
+            session = book.sessions.get(number)
+            if session is not None:
+                self.tell(session)
+        book.told.clear()
+        for number in book.loaded:
+            loaded = book.pilots.get(number)
+            if loaded is not None:
+                self.attempts.flush(loaded)
+        book.loaded.clear()
+        self.requests.flush()
+        done = bool(self.sessions.stopping) and not book.pilots
+        writes, out = book.take()
+        return Turn(writes, out, self.sessions.stopping if done else "")
+
+    def tell(self, session: Session) -> None:
+        if session.accepted:
+            self.book.send_client(session, Accepted(session.accepted))
+            session.accepted = []
+        if session.running:
+            self.book.send_client(session, Running(session.running))
+            session.running = []
+        if session.endings:
+            self.book.send_client(session, Settled(session.endings))
+            session.endings = []
+

@@ -1,0 +1,138 @@
+"""Ready tasks x pilots: which tasks go to which pilot next.  Pure.
+
+Ready tasks queue by class (and by session, where one limits how many of its tasks run at a time), never in one long
+list: the next task is the one with the highest priority, and among equals the oldest, of the heads of a few queues.
+A pilot is given work ahead of what it can start (prefill), as much as keeps it busy for a tenth of a second, so that a
+freed slot never waits for the interchange; unstarted work can be asked back.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from balsamfut.interchange.book import Book, Pilot
+from balsamfut.interchange.records import Task
+from balsamfut.model import TaskState
+
+AHEAD_SECONDS: Final = 0.1
+AHEAD_MOST: Final = 1024
+LONG_SECONDS: Final = 5.0
+"""Tasks that take longer than this are not sent ahead: another pilot might start them sooner."""
+
+QueueKey = tuple[int, int]    # class, limited session or 0
+
+
+class ReadyQueues:
+    """The tasks that are READY, by class."""
+
+    def __init__(self) -> None:
+        self._queues: dict[QueueKey, deque[Task]] = {}
+        self.size = 0
+
+    def push(self, task: Task, limited: int = 0, *, first: bool = False) -> None:
+        """Queue a task: behind its class, or (one that comes back) before it."""
+        queue = self._queues.get((task.cls, limited))
+        if queue is None:
+            queue = self._queues[(task.cls, limited)] = deque()
+        if first:
+            queue.appendleft(task)
+        else:
+            queue.append(task)
+        self.size += 1
+
+    def head(self, key: QueueKey) -> Task | None:
+        """The next task of a queue; those that are not READY any more (cancelled) are dropped on the way."""
+        queue = self._queues[key]
+        while queue:
+            if queue[0].state is TaskState.READY:
+                return queue[0]
+            queue.popleft()
+            self.size -= 1
+        del self._queues[key]
+        return None
+
+    def pop(self, key: QueueKey) -> Task:
+        self.size -= 1
+        return self._queues[key].popleft()
+
+    def lines(self) -> list[QueueKey]:
+        return list(self._queues)
+
+    def tasks(self) -> list[Task]:
+        """All that are queued and still READY."""
+        return [task for queue in self._queues.values() for task in queue if task.state is TaskState.READY]
+
+
+def allowance(book: Book, pilot: Pilot, cls: int) -> int:
+    """How many tasks of a class a pilot may hold: what it can run at once, and some ahead."""
+    fits = pilot.capacity.get(cls, 0)
+    if fits <= 0:
+        return 0
+    typical = book.classes[cls].typical
+    if typical < 0.0:
+        return 2 * fits
+    if typical > LONG_SECONDS:
+        return fits
+    return fits + max(fits, min(AHEAD_MOST, int(AHEAD_SECONDS * fits / max(typical, 1e-6))))
+
+
+def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> list[tuple[Pilot, Task]]:
+    """Take tasks off the queues for as long as a pilot has room for them, in the order of priority and age."""
+    able = [pilot for pilot in pilots if pilot.enrolled and not pilot.stopping]
+    if not able or not queues.size:
+        return []
+    heads: list[tuple[int, int, QueueKey]] = []
+    for key in queues.lines():
+        head = queues.head(key)
+        if head is not None:
+            heads.append((-book.classes[key[0]].spec.options.priority, head.id, key))
+    heapq.heapify(heads)
+    chosen: list[tuple[Pilot, Task]] = []
+    while heads:
+        priority, _, key = heads[0]
+        cls, limited = key
+        room, pilot = _roomiest(book, able, cls)
+        session = book.sessions.get(limited) if limited else None
+        if session is not None:
+            room = min(room, session.limit - session.assigned)
+        if pilot is None or room <= 0:
+            heapq.heappop(heads)
+            continue
+        # Up to the head of the next queue this one may go on without asking again.
+        bound = _second(heads)
+        head = queues.head(key)
+        while head is not None and room > 0 and (priority, head.id, key) <= bound:
+            queues.pop(key)
+            chosen.append((pilot, head))
+            pilot.counts[cls] = pilot.counts.get(cls, 0) + 1
+            if session is not None:
+                session.assigned += 1
+            room -= 1
+            head = queues.head(key)
+        if head is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (priority, head.id, key))
+    return chosen
+
+
+_LAST: Final[tuple[float, float, QueueKey]] = (float("inf"), float("inf"), (0, 0))
+
+
+def _second(heads: list[tuple[int, int, QueueKey]]) -> tuple[float, float, QueueKey]:
+    rest = heads[1:3]
+    return min(rest) if rest else _LAST
+
+
+def _roomiest(book: Book, pilots: list[Pilot], cls: int) -> tuple[int, Pilot | None]:
+    """The pilot that may be given the most tasks of a class, and how many."""
+    best: Pilot | None = None
+    most = 0
+    for pilot in pilots:
+        room = allowance(book, pilot, cls) - pilot.counts.get(cls, 0)
+        if room > most:
+            best, most = pilot, room
+    return most, best

@@ -1,0 +1,398 @@
+"""The interchange's loop: take what has come, have the brain think, commit, then send.
+
+    python -m balsamfut.interchange.server --site DIR --embedded [--platform P --nodes N --cores C]
+
+Single-threaded.  One turn: drain up to so many messages, one database transaction, then the sends; a commit that fails
+keeps its batch, and nothing of it is sent.  What this process decides is decided in core.py; here is only the doing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from balsamfut import faults, platforms, settings
+from balsamfut.errors import BalsamfutError, SiteTaken
+from balsamfut.interchange.blocks import LocalPilots
+from balsamfut.interchange.core import Core, Turn
+from balsamfut.interchange.requests import Found, Wanted
+from balsamfut.interchange.sessions import Config
+from balsamfut.interchange.store import Store, StoreError
+from balsamfut.messages import PROTOCOL, Enrol, FromClient, FromPilot, Hello, Message, Notice, Reports
+from balsamfut.model import Resources
+from balsamfut.placement import Packer
+from balsamfut.wire import Door, Poller, Waker, local_address
+
+log = logging.getLogger(__name__)
+
+DRAIN: Final = 256
+"""Messages of each door in one turn."""
+TICK: Final = 0.2
+"""Seconds between looks at what time alone brings."""
+GIVE_UP: Final = 600.0
+"""Seconds that a commit may go on failing before this process ends and leaves the rest to its successor."""
+
+
+class Clock:
+    """Unix time that never jumps: what the machine's clock said at the start, plus what has passed since."""
+
+    def __init__(self) -> None:
+        self._base = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return self._base + time.monotonic()
+
+
+class Fits:
+    """How many requests of a kind fit into an empty pilot."""
+
+    def __init__(self) -> None:
+        self._packers: dict[tuple[str, int, int], Packer] = {}
+
+    def __call__(self, pilot: Enrol, resources: Resources) -> int:
+        key = (pilot.platform, pilot.cores, len(pilot.nodes))
+        packer = self._packers.get(key)
+        if packer is None:
+            workstation = pilot.platform == "workstation"
+            platform = platforms.workstation(pilot.cores) if workstation else platforms.load(pilot.platform)
+            packer = self._packers[key] = Packer(platform.node, pilot.nodes)
+        return packer.capacity(resources)
+
+
+class Server:
+    """One interchange of one site."""
+
+    def __init__(self, site: Path, args: argparse.Namespace) -> None:
+        self.site = site
+        self.settings = settings.load(site)
+        self.clock = Clock()
+        self.store = Store(self.settings.database_url(site), synchronous=self.settings.synchronous(args.embedded))
+        self.store.open()
+        chosen = self.settings.pilot
+        platform = args.platform or chosen.platform
+        cores = args.cores or chosen.max_workers
+        if platform == "workstation" and not cores:
+            cores = len(os.sched_getaffinity(0))
+        config = Config(
+            embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
+            inline=self.settings.wire.inline_limit, platform=platform, nodes=args.nodes or chosen.nodes, cores=cores,
+            linger=self.settings.interchange.linger, pid=os.getpid())
+        platforms.load(platform)
+        self.core = Core(self.store.load_world(), config, Fits(), self.clock.now())
+        for name in ("data", "objects", "log", "spool"):
+            (site / name).mkdir(mode=0o700, exist_ok=True)
+        self.clients = Door(local_address(site, "clients"), FromClient)
+        self.pilots = Door(local_address(site, "pilots"), FromPilot)
+        self.blocks = LocalPilots(site, self.pilots.address)
+        self.poller = Poller()
+        self.waker = Waker()
+        for item in (self.clients, self.pilots, self.waker, *self.blocks.fds()):
+            self.poller.register(item)
+        self.watched: dict[int, int] = {}        # pidfd -> session
+        self.signalled = False
+        self.connection = site / "interchange.json"
+
+    # ---- the beginning and the end
+
+    def announce(self) -> None:
+        """Write the connection file: from here on clients and pilots find us."""
+        said = {"pid": os.getpid(), "host": os.uname().nodename, "epoch": self.store.epoch,
+                "clients": self.clients.address, "pilots": self.pilots.address, "protocol": PROTOCOL,
+                "started": self.clock.now()}
+        write_file(self.connection, msgspec.json.encode(said))
+        (self.site / "interchange.error").unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Take the connection file away, if it is ours: nobody shall come any more."""
+        with suppress(OSError, msgspec.DecodeError):
+            if msgspec.json.decode(self.connection.read_bytes())["pid"] == os.getpid():
+                self.connection.unlink()
+
+    def inherit(self) -> None:
+        """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
+        now = self.clock.now()
+        spooled: list[Path] = []
+        decoder = msgspec.msgpack.Decoder(Reports)
+        for pilot in list(self.core.book.pilots.values()):
+            path = self.site / "spool" / f"pilot-{pilot.id}"
+            alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
+            if path.exists():
+                messages = [decoder.decode(frame) for frame in frames(path.read_bytes())]
+                for message in messages:
+                    self.look_up(partial(self.core.wanted_pilot, b"", message))
+                self.core.spooled(pilot.id, messages, now)
+                spooled.append(path)
+            if not alive and (path.exists() or pilot.row.pid or pilot.row.host in ("", os.uname().nodename)):
+                self.core.attempts.lost(pilot, "it ended while no interchange was there", now)
+        self.perform(self.core.finish(now))
+        for path in spooled:
+            path.unlink(missing_ok=True)
+
+    def run(self) -> None:
+        """Serve until there is no need to."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+        self.inherit()
+        self.announce()
+        if self.store.notice:
+            log.warning(self.store.notice)
+        last_tick = 0.0
+        while True:
+            ready = self.poller.poll(TICK)
+            began = now = self.clock.now()
+            self.drain(ready, now)
+            if now - last_tick >= TICK:
+                last_tick = now
+                self.tick(now)
+            turn = self.core.finish(now)
+            self.perform(turn)
+            if turn.exit:
+                log.info("ending: %s", turn.exit)
+                return
+            took = self.clock.now() - began
+            if took > 1.0:
+                log.warning("a turn took %.1f s", took)
+                self.core.stalled(took)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        self.signalled = True
+        self.waker.wake()
+
+    def close(self) -> None:
+        self.withdraw()
+        self.clients.close(linger=1.0)
+        self.pilots.close(linger=1.0)
+        self.store.close()
+
+    # ---- one turn
+
+    def drain(self, ready: list[Any], now: float) -> None:
+        for item in ready:
+            if item is self.clients:
+                for peer, message in self.clients.receive(DRAIN):
+                    self.look_up(partial(self.core.wanted_client, peer, message), message)
+                    self.core.client(peer, message, now)
+                    if isinstance(message, Hello):
+                        self.watch_process(message)
+            elif item is self.pilots:
+                for peer, message in self.pilots.receive(DRAIN):
+                    self.look_up(partial(self.core.wanted_pilot, peer, message))
+                    self.core.pilot(peer, message, now)
+            elif item is self.waker:
+                self.waker.clear()
+                self.waker.arm()
+            elif item in self.watched:
+                self.process_ended(item, now)
+            else:
+                self.blocks_changed(now)
+
+    def look_up(self, wanted: Callable[[], Wanted | None], message: Message | None = None) -> None:
+        """Read from the database what a message needs, until it needs no more."""
+        while (want := wanted()) is not None:
+            token = message.token if isinstance(message, Hello) else ""
+            self.core.know(want, self.read(want), self.clock.now(), token)
+
+    def read(self, want: Wanted) -> Found:
+        found = Found()
+        if want.campaign is not None:
+            found.tasks = self.store.load_open(want.campaign or None, want.retry_failed)
+        if want.tasks:
+            found.tasks += self.store.load_tasks(sorted(want.tasks)).values()
+        if want.calls is not None:
+            found.calls = self.store.find_calls(*want.calls)
+        if want.keys is not None:
+            found.keys = self.store.find_keys(*want.keys)
+        if want.cached:
+            found.cached = self.store.find_cached(want.cached)
+        return found
+
+    def tick(self, now: float) -> None:
+        if self.signalled:
+            self.core.stop("it was told to end", grace=2.0)
+        self.blocks_changed(now)
+        for pilot in list(self.core.book.pilots.values()):
+            row = pilot.row
+            if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not runs(row.pid):
+                self.core.pilot_gone(row.id, "its process ended", now)
+        self.core.tick(now)
+        if self.core.sessions.stopping:
+            self.withdraw()
+            self.blocks.hurry(now)
+        if self.core.wants_pilot(now):
+            self.start_pilot(now)
+
+    def blocks_changed(self, now: float) -> None:
+        for number, reason in self.blocks.poll(now):
+            self.core.pilot_gone(number, reason, now)
+
+    def start_pilot(self, now: float) -> None:
+        row = self.core.new_pilot(secrets.token_hex(8), now)
+        self.perform(self.core.finish(now))
+        self.blocks.start(row, self.core.sessions.shape, now)
+
+    def perform(self, turn: Turn) -> None:
+        """Commit what a turn changed; then, and only then, send what it has to say."""
+        if turn.writes:
+            self.commit(turn)
+        if faults.active:
+            faults.point("interchange.send.before")
+        for peer, message in turn.out.pilots:
+            self.pilots.send(peer, message)
+        if faults.active:
+            faults.point("interchange.send.middle")
+        for peer, message in turn.out.clients:
+            self.clients.send(peer, message)
+        if faults.active:
+            faults.point("interchange.send.after")
+
+    def commit(self, turn: Turn) -> None:
+        """Write a turn; while the database does not take it, keep it and try again, and say so."""
+        began = self.clock.now()
+        pause = 0.05
+        while True:
+            try:
+                self.store.commit(turn.writes)
+                break
+            except StoreError as error:
+                waited = self.clock.now() - began
+                if not error.transient or waited > GIVE_UP:
+                    raise
+                if pause == 0.05:
+                    log.error("cannot write to the database, trying again: %s", error)
+                if 1.0 < waited < 1.0 + 2 * pause:
+                    for peer in self.core.book.peers:
+                        self.clients.send(peer, Notice(
+                            f"the interchange cannot write to its database: {error}; it goes on as soon as it can"))
+                time.sleep(pause)
+                pause = min(1.5 * pause, 2.0)
+        if pause > 0.05:
+            log.warning("the database takes writes again after %.1f s", self.clock.now() - began)
+
+    # ---- clients on this machine
+
+    def watch_process(self, hello: Hello) -> None:
+        """Learn of the end of a client on this machine at once, by its process."""
+        session = self.core.book.tokens.get(hello.token)
+        if session is None or session.row.parent or hello.host != os.uname().nodename:
+            return
+        if session.id in self.watched.values():
+            return
+        try:
+            fd = os.pidfd_open(hello.pid)
+        except OSError:
+            self.core.sessions.gone(session, self.clock.now())
+            return
+        self.watched[fd] = session.id
+        self.poller.register(fd)
+
+    def process_ended(self, fd: int, now: float) -> None:
+        number = self.watched.pop(fd)
+        self.poller.unregister(fd)
+        os.close(fd)
+        session = self.core.book.sessions.get(number)
+        if session is not None:
+            self.core.sessions.gone(session, now)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def frames(data: bytes) -> list[bytes]:
+    """The length-prefixed frames of a spool file."""
+    found: list[bytes] = []
+    start = 0
+    while start + 4 <= len(data):
+        size = int.from_bytes(data[start:start + 4], "little")
+        found.append(data[start + 4:start + 4 + size])
+        start += 4 + size
+    return found
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a private file so that readers see all of it or nothing."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def own(site: Path, patience: float = 30.0) -> int:
+    """Be the one interchange of this site on this machine; waits for one that is ending.  Returns the lock's fd."""
+    lock = os.open(site / "interchange.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SiteTaken(f"another interchange of {site} is running on {socket.gethostname()}") from None
+            time.sleep(0.01)
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="balsamfut.interchange.server", description=__doc__)
+    parser.add_argument("--site", type=Path, required=True)
+    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--platform", default="")
+    parser.add_argument("--nodes", type=int, default=0)
+    parser.add_argument("--cores", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(sys.argv[1:] if argv is None else argv)
+    site: Path = args.site.absolute()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    server: Server | None = None
+    try:
+        site.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = own(site)
+        server = Server(site, args)
+        server.run()
+        return 0
+    except SiteTaken as error:
+        log.error("%s", error)
+        fail(site, error)
+        return 3
+    except BalsamfutError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        fail(site, error)
+        return 1
+    finally:
+        if server is not None:
+            server.close()
+            os.close(lock)
+
+
+def fail(site: Path, error: BalsamfutError) -> None:
+    """Leave word for whoever started us."""
+    said = {"error": type(error).__name__, "text": str(error)}
+    with suppress(OSError):
+        write_file(site / "interchange.error", msgspec.json.encode(said))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
