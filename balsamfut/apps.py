@@ -4,20 +4,19 @@
     @app.shell("lmp -in {{ deck }}")        a Jinja template of a bash command; the function declares its parameters
     @app.shell                              a function that returns a command: text (bash) or list (no shell)
 
-Options are checked at decoration.  An App hands each call, as a CallPlan, to the innermost open Executor; it knows nothing
-of how that one runs it.
+Options are checked at decoration.  An App hands each call, as a CallPlan, to the innermost open Executor; it knows
+nothing of how that one runs it.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-import sys
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
-from balsamfut.calls import HOOKS, AppParts, CallPlan, defined
+from balsamfut.calls import AppParts, CallPlan, defined, find_app
 from balsamfut.errors import InvalidOption, TemplateError
 from balsamfut.model import AppKind
 from balsamfut.options import NOTHING, CallOptions, combine, normalise
@@ -39,6 +38,7 @@ class App(Generic[P, R]):
 
     __balsamfut_app__: ClassVar[bool] = True
     __wrapped__: Callable[P, R]
+    __qualname__: str
 
     def __init__(self, parts: AppParts, asked: CallOptions = NOTHING) -> None:
         functools.update_wrapper(self, parts.func, updated=())
@@ -54,7 +54,7 @@ class App(Generic[P, R]):
     def name(self) -> str:
         return self.parts.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Submit a task.  Raises NoExecutor where no Executor is open, TemplateError and TypeError as `bind` does."""
         from balsamfut.executor import innermost
 
@@ -64,7 +64,7 @@ class App(Generic[P, R]):
         """The call that an Executor is to submit.  Raises TypeError where a template's parameters are not given."""
         if self.parts.template is not None:
             self.parts.parameters(args, kwargs)
-        return CallPlan(self.parts, args, kwargs, self._asked)
+        return CallPlan(self.parts, *self.parts.complete(args, kwargs), self._asked)
 
     def options(self, **options: object) -> App[P, R]:
         """A view of this app whose calls have these options; those of the decorator and of the Executor give way.
@@ -99,7 +99,7 @@ class App(Generic[P, R]):
         if name in self.parts.hooks:
             raise InvalidOption(f"{where}: {self.name} has a {name} hook already, {_called(self.parts.hooks[name])}")
         if "code" in self.parts.__dict__:
-            raise InvalidOption(f"{where}: {self.name} was called already; add its hooks before its first call")
+            raise InvalidOption(f"{where}: {self.name} was called or recorded already; add its hooks where it is defined")
         try:
             inspect.signature(hook).bind(object())
         except TypeError:
@@ -112,16 +112,18 @@ class App(Generic[P, R]):
     @overload
     def __get__(self, instance: None, owner: type) -> App[P, R]: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., TaskFuture]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., TaskFuture[R]]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """In a class: a method like any other, whose first argument is the instance (which is pickled with the call)."""
-        return self if instance is None else functools.partial(self, instance)
+        """In a class: a method like any other; the instance, its first argument, is pickled with the call."""
+        return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
         if self._asked:
             return _view, (_base(self), self._asked)
-        return _reference(self) or (_restore, (self.parts.name, self.parts.kind, self.parts.func, self.parts.template,
-                                               self.parts.hooks, self.parts.options))
+        home = self.parts.home
+        parts = self.parts
+        return (find_app, home) if home else (_restore, (parts.name, parts.kind, parts.func, parts.template,
+                                                         parts.hooks, parts.options))
 
     def __repr__(self) -> str:
         return f"<app {self.__module__}.{self.__qualname__}>"
@@ -137,26 +139,6 @@ def _view(base: App[P, R], asked: CallOptions) -> App[P, R]:
 
 def _restore(*state: Any) -> App[..., Any]:
     return App(AppParts(*state))
-
-
-def _find(module: str, qualname: str) -> App[..., Any]:
-    found: Any = importlib.import_module(module)
-    for name in qualname.split("."):
-        found = inspect.getattr_static(found, name)
-    return found  # type: ignore[no-any-return]
-
-
-def _reference(app: App[..., Any]) -> tuple[Any, ...] | None:
-    """How to find this app by name in another process; None where it must travel by value (a script's, a notebook's)."""
-    module, qualname = app.__module__, app.__qualname__
-    if module in (None, "__main__", "__mp_main__") or "<locals>" in qualname or module not in sys.modules:
-        return None
-    try:
-        if importlib.util.find_spec(module) is None or _find(module, qualname).parts is not app.parts:
-            return None
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return _find, (module, qualname)
 
 
 def _called(function: object) -> str:
@@ -209,7 +191,7 @@ class _Decorator:
     @overload
     def __call__(self, func: Callable[P, R], /) -> App[P, R]: ...
     @overload
-    def __call__(self, **options: object) -> Callable[[Callable[P, R]], App[P, R]]: ...
+    def __call__(self, /, **options: object) -> Callable[[Callable[P, R]], App[P, R]]: ...
     def __call__(self, func: Any = None, /, **options: object) -> Any:
         """`@app` or `@app(option=value, ...)`: calls of this Python function are tasks.
 
@@ -224,14 +206,14 @@ class _Decorator:
         return _make(func, AppKind.PYTHON, None, "@app", options)
 
     @overload
-    def shell(self, func: Callable[P, R], /) -> App[P, R]: ...
+    def shell(self, template: Callable[P, R], /) -> App[P, R]: ...
     @overload
     def shell(self, template: str = ..., /, **options: object) -> Callable[[Callable[P, R]], App[P, R]]: ...
     def shell(self, template: Any = None, /, **options: object) -> Any:
         """`@app.shell("template", ...)`, `@app.shell(...)` or `@app.shell`: calls are commands.
 
-        The template's variables are the parameters of the decorated function, which is never called.  Without a template
-        the function runs where the task runs and returns the command: a text for bash, or a list of words.
+        The template's variables are the parameters of the decorated function, which is never called.  Without a
+        template the function runs where the task runs and returns the command: text for bash, or a list of words.
         Raises InvalidOption; TemplateError for a template that is not valid or uses what is no parameter.
         """
         if template is None or isinstance(template, str):

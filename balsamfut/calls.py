@@ -8,7 +8,9 @@ pickles nothing.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
+from balsamfut.errors import SerializationError
 from balsamfut.model import AppKind, Extra, Hook
 from balsamfut.options import NOTHING, CallOptions
 
@@ -61,7 +64,26 @@ class AppParts:
         """What is pickled for this app: always the same object."""
         from balsamfut.serialize import AppCode
 
-        return AppCode(self.func, self.template, self.hooks)
+        return AppCode(_ByName(self.func, self.home) if self.home else self.func, self.template, self.hooks)
+
+    @property
+    def home(self) -> tuple[str, str] | None:
+        """(module, qualified name) where any process finds this app; None where its code must travel by value.
+
+        The function of an app is hidden by the app of the same name, so pickle does not find it by itself.
+        """
+        module, name = self.module, getattr(self.func, "__qualname__", "")
+        if module not in sys.modules or module in ("__main__", "__mp_main__") or "<locals>" in name:
+            return None
+        try:
+            found: Any = find_app(module, name)
+        except (ImportError, AttributeError):
+            return None
+        if getattr(found, "parts", None) is not self:
+            return None
+        from balsamfut.pickler import importable
+
+        return (module, name) if importable(sys.modules[module]) else None
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
@@ -84,6 +106,32 @@ class AppParts:
         bound.apply_defaults()
         return bound.arguments
 
+    @functools.cached_property
+    def _awaited(self) -> dict[str, Any]:
+        """The parameters' defaults that hold futures."""
+        from balsamfut.serialize import futures_in
+
+        found = {}
+        for name, parameter in self.signature.parameters.items():
+            try:
+                if parameter.default is not parameter.empty and futures_in(parameter.default):
+                    found[name] = parameter.default
+            except SerializationError:   # it is told when the function itself is pickled
+                continue
+        return found
+
+    def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, and with them the defaults that hold futures, for which the task must wait."""
+        if not self._awaited:
+            return args, kwargs
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError:   # raised where the task runs, as for every function
+            return args, kwargs
+        for name, default in self._awaited.items():
+            bound.arguments.setdefault(name, default)
+        return bound.args, bound.kwargs
+
     def code_key(self, version: str | None = None) -> bytes:
         """The app's part of a task's key: function, template and hooks, or the version that stands for them."""
         keys = self.__dict__.setdefault("_code_keys", {})
@@ -97,6 +145,32 @@ class AppParts:
 
                 keys[version] = digest16(keys[version] + self.template.encode())
         return keys[version]  # type: ignore[no-any-return]
+
+
+class _ByName:
+    """An app's function on its way to a worker, where it is looked up instead of being copied with all its globals."""
+
+    def __init__(self, func: Callable[..., Any], home: tuple[str, str]) -> None:
+        functools.update_wrapper(self, func, updated=())
+        self._home = home
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find_func, self._home
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+def find_app(module: str, name: str) -> AppLike:
+    """The app of that qualified name in an importable module.  Raises ImportError, AttributeError."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = inspect.getattr_static(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _find_func(module: str, name: str) -> Callable[..., Any]:
+    return find_app(module, name).parts.func
 
 
 @dataclass(eq=False, slots=True)

@@ -13,7 +13,7 @@ import functools
 import os
 import shlex
 import types
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from balsamfut.model import Extra
 if TYPE_CHECKING:
     import jinja2
 
-_LAZY = (types.GeneratorType, map, filter, range)   # what filters such as `map` make
+_MANY = (list, tuple, types.GeneratorType, map, filter, range)   # several words; filters such as `map` make generators
 
 
 class _NoWord(Exception):
@@ -64,17 +64,17 @@ def _word(value: object) -> str:
 
 
 def _words(value: object) -> list[str]:
-    """A list is several words, and so is what filters make of one, and an array."""
+    """A list is several words, and so is what filters make of one, or an array."""
     if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, list | tuple | _LAZY):
+    if isinstance(value, _MANY):
         return [word for part in value for word in _words(part)]
     return [value if isinstance(value, _Raw) else shlex.quote(_word(value))]
 
 
 def _raw(value: object) -> _Raw:
     """The filter that opts out of quoting."""
-    parts = value if isinstance(value, list | tuple | _LAZY) else [value]
+    parts: Iterable[object] = value if isinstance(value, _MANY) else [value]
     return _Raw(" ".join(_word(part) for part in parts))
 
 
@@ -183,4 +183,4 @@ def command(value: object, app: str) -> str | list[str]:
     try:
         return [_word(part) for part in value]
     except _NoWord as exc:
-        raise TemplateError(f"{app}: a word of the command that it returned is {_short(exc.value)}; {exc.hint}") from None
+        raise TemplateError(f"{app}: a word of the returned command is {_short(exc.value)}; {exc.hint}") from None
