@@ -1,0 +1,195 @@
+"""Find the interchange of a site, or start one on this machine.
+
+A running interchange says where it is in the site's connection file; starters take turns by a lock on a file.  This
+module knows no messages, and nothing of what an interchange does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch
+from balsamfut.executor.deliver import error_named
+from balsamfut.messages import PROTOCOL
+
+PATIENCE: Final = 60.0
+"""Seconds that a starting interchange may take: loading a large database on a busy file system is slow."""
+
+_children: set[int] = set()
+"""Interchanges that this process started: it has to reap them, or they would seem alive as zombies."""
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """What the connection file says."""
+
+    pid: int
+    host: str
+    epoch: int
+    clients: str       # addresses of its two doors
+    pilots: str
+    protocol: int
+    started: float
+
+    @property
+    def here(self) -> bool:
+        return self.host == os.uname().nodename
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an Executor asks of an interchange that it has to start."""
+
+    platform: str = ""
+    nodes: int = 0
+    cores: int = 0
+
+    def arguments(self) -> list[str]:
+        given = (("--platform", self.platform), ("--nodes", self.nodes), ("--cores", self.cores))
+        return [word for name, value in given if value for word in (name, str(value))]
+
+
+def site_directory(site: str | os.PathLike[str] | None) -> Path:
+    """The site's directory, absolute: as given, else $BALSAMFUT_SITE, else .balsamfut in the working directory."""
+    return Path(site or os.environ.get("BALSAMFUT_SITE") or ".balsamfut").expanduser().absolute()
+
+
+def read(site: Path) -> Connection | None:
+    """The connection file, None where there is none or it is not whole."""
+    try:
+        return msgspec.json.decode((site / "interchange.json").read_bytes(), type=Connection)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def alive(connection: Connection) -> bool:
+    """The process is there, as far as can be told: of another machine's it cannot be."""
+    return not connection.here or _runs(connection.pid)
+
+
+def _runs(pid: int) -> bool:
+    if pid in _children:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                _children.discard(pid)
+                return False
+        except ChildProcessError:
+            _children.discard(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def find_or_start(site: Path, wanted: Wanted) -> Connection:
+    """The site's interchange, started if there is none.
+
+    Raises InterchangeLost where none can be reached or started, or the error that it said it could not start for
+    (DatabaseTooNew, SettingsError, SiteTaken ...); ProtocolMismatch for one of another version.
+    """
+    found = read(site)
+    if found is None or not alive(found):
+        site.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn(site):
+            found = read(site)  # somebody may have been faster
+            if found is None or not alive(found):
+                found = _start(site, wanted)
+    if found.protocol != PROTOCOL:
+        raise ProtocolMismatch(f"the interchange of {site} (process {found.pid}) speaks protocol {found.protocol}, "
+                               f"this balsamfut {PROTOCOL}: use the same version, or end that process first")
+    if not found.here:
+        raise InterchangeLost(f"the interchange of {site} runs on {found.host} (process {found.pid}), can be reached "
+                              "only there: run the script on that host, or end the process and run it here")
+    return found
+
+
+@contextmanager
+def _turn(site: Path) -> Iterator[None]:
+    try:
+        lock = os.open(site / "interchange.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise InterchangeLost(f"no interchange can be started for {site}: {exc}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _start(site: Path, wanted: Wanted) -> Connection:
+    for name in ("interchange.json", "interchange.error"):
+        (site / name).unlink(missing_ok=True)
+    (site / "log").mkdir(mode=0o700, exist_ok=True)
+    log = site / "log" / "interchange.log"
+    start = log.stat().st_size if log.exists() else 0
+    # -P: the working directory, which may hold a queue.py of the user's, is not on the module path.
+    argv = [sys.executable, "-P", "-m", "balsamfut.interchange.server", "--site", str(site), "--embedded",
+            *wanted.arguments()]
+    pid = os.posix_spawn(
+        sys.executable, argv, _environment(), setsid=True,
+        setsigmask=(), setsigdef=(), file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ])
+    _children.add(pid)
+    return _await_start(site, pid, log, start)
+
+
+def _environment() -> dict[str, str]:
+    """Our own, with what this process imports from made importable: it may be on sys.path alone."""
+    own = str(Path(__file__).resolve().parents[2])
+    packages = [path for path in sys.path if path.rstrip("/").endswith(("site-packages", "dist-packages"))]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = dict.fromkeys(path for path in (own, *given, *packages) if path)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _await_start(site: Path, pid: int, log: Path, start: int) -> Connection:
+    deadline = time.monotonic() + PATIENCE
+    pause = 0.002
+    while True:
+        running = _runs(pid)
+        found = read(site)
+        if found is not None and found.pid == pid:
+            return found
+        if not running:
+            raise _failure(site, log, start)
+        if time.monotonic() > deadline:
+            raise InterchangeLost(f"the interchange that was started for {site} (process {pid}) is not ready after "
+                                  f"{PATIENCE:.0f} s; see {log}")
+        time.sleep(pause)
+        pause = min(pause * 1.1, 0.05)
+
+
+class _Failure(msgspec.Struct):
+    error: str
+    text: str
+
+
+def _failure(site: Path, log: Path, start: int) -> BalsamfutError:
+    """What the interchange left behind about why it did not start."""
+    try:
+        said = msgspec.json.decode((site / "interchange.error").read_bytes(), type=_Failure)
+        return error_named(said.error, said.text)
+    except (OSError, msgspec.DecodeError):
+        pass
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode(errors="replace").strip().splitlines()[-12:]
+    except OSError:
+        lines = []
+    tail = "".join(f"\n  {line}" for line in lines)
+    return InterchangeLost(f"the interchange of {site} ended before it was ready"
+                           + (f"; the end of its log:{tail}" if tail else f" and wrote nothing to {log}"))
