@@ -14,7 +14,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, cast, overload
 
 from balsamfut.calls import AppParts, CallPlan, defined, find_app
 from balsamfut.errors import InvalidOption, TemplateError
@@ -58,7 +58,7 @@ class App(Generic[P, R]):
         """Submit a task.  Raises NoExecutor where no Executor is open, TemplateError and TypeError as `bind` does."""
         from balsamfut.executor import innermost
 
-        return innermost().submit(self, *args, **kwargs)
+        return innermost().submit(cast("Callable[P, R]", self), *args, **kwargs)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallPlan:
         """The call that an Executor is to submit.  Raises TypeError where a template's parameters are not given."""
@@ -99,7 +99,7 @@ class App(Generic[P, R]):
         if name in self.parts.hooks:
             raise InvalidOption(f"{where}: {self.name} has a {name} hook already, {_called(self.parts.hooks[name])}")
         if "code" in self.parts.__dict__:
-            raise InvalidOption(f"{where}: {self.name} was called or recorded already; add its hooks where it is defined")
+            raise InvalidOption(f"{where}: {self.name} is recorded already; add its hooks where it is defined")
         try:
             inspect.signature(hook).bind(object())
         except TypeError:

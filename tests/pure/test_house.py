@@ -25,8 +25,9 @@ def modules_after(statement: str) -> set[str]:
 
 def test_imports_go_down_only() -> None:
     pytest.importorskip("importlinter")
-    done = subprocess.run([sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
-                          cwd=ROOT, capture_output=True, text=True, check=False)
+    lint = "from importlinter.cli import lint_imports_command as lint; lint()"
+    done = subprocess.run([sys.executable, "-c", lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
