@@ -1,0 +1,167 @@
+"""What the pilot's brain is told (events) and what it wants done (effects), beside the messages of the wire.
+
+Pure data.  `core` makes the effects and reads the events, `agent` the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from balsamfut.messages import Detail, Fault, Message
+from balsamfut.model import Payload
+from balsamfut.pilot.hand import FromWorker, Running
+
+if TYPE_CHECKING:
+    from balsamfut.pilot.queue import Attempt
+    from balsamfut.placement import Placement
+
+Key = tuple[int, int]
+"""(task, attempt)."""
+
+Environ = tuple[tuple[str, str], ...]
+
+
+class Slot:
+    """A place on the hardware, while an attempt (or a worker's hand) has it."""
+
+    __slots__ = ("placement", "place", "env", "cores")
+
+    def __init__(self, placement: Placement, place: str, env: Environ, cores: tuple[int, ...] | None) -> None:
+        self.placement = placement
+        self.place = place      # for people
+        self.env = env          # what a Python worker there must have been started with: tile masks and the like
+        self.cores = cores      # to bind to; None: not bound
+
+
+# ---- events
+
+
+class Heard(msgspec.Struct):
+    """What a worker said, in order."""
+
+    worker: int
+    messages: list[FromWorker]
+
+
+class Stolen(msgspec.Struct):
+    """The answer to Steal: what the worker had not read, in the order of its hand."""
+
+    worker: int
+    keys: list[Key]
+
+
+class WorkerGone(msgspec.Struct):
+    """A worker is dead, nothing of it is left, and all that it said has been heard."""
+
+    worker: int
+    running: Running | None     # what its cell says
+    lost: str                   # a sentence: how it died, where, its last output
+    fault: Fault = Fault.WORKER   # or MEMORY, where the system says so
+    detail: Detail | None = None
+
+
+class Commanded(msgspec.Struct):
+    """A command has ended (or could not be started) and nothing of it is left."""
+
+    key: Key
+    returncode: int | None      # None: it was not started
+    started: float
+    fault: Fault                # as far as the command itself goes
+    payload: Payload | None     # pickled ShellResult, or the exception
+    error: str = ""
+    detail: Detail | None = None
+
+
+class Tick(msgspec.Struct):
+    """Time has passed.  seen: what the cells of the workers in Core.watched say."""
+
+    seen: list[tuple[int, Running]] = []
+    memory: list[tuple[Key, int]] = []     # bytes in use by attempts in Core.limited
+
+
+class End(msgspec.Struct):
+    """End this attempt for this reason (the second half of a Kill, a walltime and the like, after Steal)."""
+
+    key: Key
+    cause: Fault
+    stolen: bool = False        # what is still in a hand has been read
+
+
+class Halt(msgspec.Struct):
+    """The second half of Stop, after Steal."""
+
+    grace: float
+
+
+# ---- effects
+
+
+class StartWorker(msgspec.Struct):
+    worker: int
+    pool: bytes
+    env: Environ
+
+
+class Hand(msgspec.Struct):
+    """Put these into the worker's queue."""
+
+    worker: int
+    attempts: list[Attempt]
+    cores: tuple[int, ...] | None
+
+
+class Steal(msgspec.Struct):
+    """Take back what the worker has not read; answered at once by Stolen."""
+
+    worker: int
+
+
+class GrantSlot(msgspec.Struct):
+    worker: int
+
+
+class EndWorker(msgspec.Struct):
+    """signal 0: nothing to do any more, leave; else send this to all of it (9: and wait until nothing is left)."""
+
+    worker: int
+    signal: int = 0
+
+
+class StartCommand(msgspec.Struct):
+    attempt: Attempt
+
+
+class SignalCommand(msgspec.Struct):
+    """9: the session, the descendants, all that carry the mark."""
+
+    key: Key
+    signal: int
+
+
+class Again(msgspec.Struct):
+    """Handle this now that the effects before it are done."""
+
+    event: Event
+
+
+class Send(msgspec.Struct):
+    message: Message
+
+
+class Finish(msgspec.Struct):
+    """Nothing is left to do: hand over what is not acknowledged and leave."""
+
+    reason: str
+
+
+class GiveBack(msgspec.Struct):
+    """The second half of Return, after Steal."""
+
+    request: int
+    tasks: list[int]
+
+
+Event = Heard | Stolen | WorkerGone | Commanded | Tick | End | Halt | GiveBack | Message
+Effect = (StartWorker | Hand | Steal | GrantSlot | EndWorker | StartCommand | SignalCommand | Again | Send | Finish)

@@ -1,0 +1,206 @@
+"""Who runs next, and where: fills slots from the queue, keeps short tasks ahead in workers' hands, gives blocked tasks
+their slots back.  A part of the pilot's brain: pure; it neither hears messages nor reports anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from balsamfut.model import AppKind, Hook, Resources
+from balsamfut.pilot.crew import Crew, Worker
+from balsamfut.pilot.events import Effect, Environ, GrantSlot, Hand, Key, Slot, StartCommand, StartWorker
+from balsamfut.pilot.hand import Stage
+from balsamfut.pilot.queue import Attempt, Group, Queue, Where
+from balsamfut.placement import Placement
+
+PATIENCE: Final = 10.0
+"""Seconds after which a wide request that waits lets nothing behind it start any more."""
+
+_REMEMBERED: Final = 4096
+
+
+class Packs(Protocol):
+    """What is needed of placement.Packer."""
+
+    def place(self, resources: Resources) -> Placement | None: ...
+    def free(self, placement: Placement) -> None: ...
+    def capacity(self, resources: Resources) -> int: ...
+
+
+Binding = Callable[[Resources, Placement], tuple[Environ, tuple[int, ...] | None]]
+"""What a Python worker at a placement must have been started with, and the cores that its task is bound to."""
+
+
+class Planner:
+    """What is free, what waits, and who has what."""
+
+    def __init__(self, packer: Packs, binding: Binding, cores: int) -> None:
+        self.queue = Queue()
+        self.crew = Crew(cores)
+        self.hungry: dict[int, Worker] = {}       # workers whose hand went down in this turn
+        self.watched: dict[int, Worker] = {}      # workers whose cells are to be looked at
+        self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
+        self.commands: dict[Key, Attempt] = {}
+        self.fresh: dict[Key, Attempt] = {}       # ... that are not known to run for long yet
+        self._packer = packer
+        self._binding = binding
+        self._slots: dict[tuple[Resources, Placement], Slot] = {}
+        self._effects: list[Effect] = []
+        self._now = 0.0
+
+    def impossible(self, resources: Resources) -> bool:
+        return self._packer.capacity(resources) == 0
+
+    def release(self, slot: Slot) -> None:
+        """Nothing is left of what ran there."""
+        self._packer.free(slot.placement)
+        self.queue.reopen()
+
+    def plan(self, now: float) -> list[Effect]:
+        """Give work to what is free."""
+        self._now = now
+        if self.hungry:
+            self._refill()
+        if self.returning:
+            self._resume()
+        self._fill()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _place(self, resources: Resources) -> Slot | None:
+        placement = self._packer.place(resources)
+        if placement is None:
+            return None
+        slot = self._slots.get((resources, placement))
+        if slot is None:
+            if len(self._slots) >= _REMEMBERED:
+                self._slots.clear()
+            env, cores = self._binding(resources, placement)
+            slot = self._slots[resources, placement] = Slot(placement, placement.text, env, cores)
+        return slot
+
+    # ---- hands
+
+    def _refill(self) -> None:
+        """Workers whose hands are low: more of the same while that is next in order, else their slots are free."""
+        hungry, self.hungry = self.hungry, {}
+        starving = self.queue.starving(self._now, PATIENCE)
+        for worker in hungry.values():
+            if worker.slot is None or worker.victim is not None:
+                continue
+            group = worker.group
+            assert group is not None
+            depth = group.depth()
+            if len(worker.hand) * 2 > depth:
+                continue
+            if (group.queue and not self.returning and self.queue.best(group.shelf) is group
+                    and (starving is None or group.rank < starving.rank)):
+                self._hand(worker, group, depth - len(worker.hand))
+            elif not worker.hand:
+                self.rest(worker)
+
+    def rest(self, worker: Worker) -> None:
+        """The worker's hand is empty: its slot, if it has one, is for others."""
+        slot, worker.slot = worker.slot, None
+        if slot is not None:
+            self.release(slot)
+        if worker.group is not None:
+            worker.group.busy -= 1
+        self.watched.pop(worker.id, None)
+        self.crew.rest(worker)
+
+    def _hand(self, worker: Worker, group: Group, most: int) -> None:
+        """Put up to `most` attempts into a worker's hand; never so many that another slot would have nothing."""
+        if most > 1:
+            most = min(most, 1 + len(group.queue) // (2 * group.busy))
+        taken = self.queue.take(group, most, self.queue.limit(group) if most > 1 else None)
+        for attempt in taken:
+            attempt.where = Where.HAND
+            attempt.worker = worker.id
+        worker.hand.extend(taken)
+        self.watched[worker.id] = worker
+        assert worker.slot is not None
+        self._effects.append(Hand(worker.id, taken, worker.slot.cores))
+
+    def _resume(self) -> None:
+        """Blocked tasks that can go on have precedence over everything that is queued."""
+        waiting: list[Worker] = []
+        for worker in self.returning:
+            slot = self._place(worker.resources)
+            if slot is None:
+                waiting.append(worker)
+                continue
+            worker.slot = slot
+            worker.blocked = False
+            self.crew.blocked -= 1
+            self._effects.append(GrantSlot(worker.id))
+        self.returning = waiting
+
+    # ---- slots
+
+    def _fill(self) -> None:
+        """Start what is next in order, as long as something fits."""
+        queue = self.queue
+        starving: Group | None = None
+        looked = False
+        while (group := queue.best()) is not None:
+            if not looked:
+                starving, looked = queue.starving(self._now, PATIENCE), True
+            if starving is not None and group is not starving and group.rank > starving.rank:
+                return
+            slot = self._place(group.resources)
+            shelf = group.shelf
+            if slot is None:
+                shelf.full = True
+                shelf.since = shelf.since or self._now
+                continue
+            shelf.since = 0.0
+            if starving is group:
+                starving = None
+            self._start(group, slot)
+
+    def _start(self, group: Group, slot: Slot) -> None:
+        attempt = group.queue[0]
+        if attempt.stage is None:
+            self.queue.take(group, 1, None)
+            self.command(attempt, slot)
+            return
+        # Commands are prepared, and hooks run, in a worker that is not tied to a place.
+        env = slot.env if group.in_worker else ()
+        worker, new = self.crew.hire((group.task_class.pool, env))
+        if new:
+            self._effects.append(StartWorker(worker.id, group.task_class.pool, env))
+        worker.slot, worker.place, worker.group, worker.resources = slot, slot.place, group, group.resources
+        group.busy += 1
+        self._hand(worker, group, group.depth() if worker.ready and group.in_worker else 1)
+
+    def command(self, attempt: Attempt, slot: Slot) -> None:
+        """Start an attempt's command."""
+        attempt.where = Where.COMMAND
+        attempt.slot = slot
+        attempt.place = slot.place
+        attempt.started = self._now
+        self.commands[attempt.key] = self.fresh[attempt.key] = attempt
+        self._effects.append(StartCommand(attempt))
+
+
+def first_stage(attempt: Attempt) -> Stage | None:
+    """What a worker has to do for an attempt before anything else; None: its command can be started as it stands."""
+    group, extra = attempt.group, attempt.item.spec.extra
+    if group.hooks:
+        return Stage.FINISH
+    if group.app.kind is AppKind.PYTHON:
+        return Stage.CALL if group.resources.serial else None
+    if group.app.kind is AppKind.TEMPLATE and extra is not None and extra.command is not None \
+            and not group.app.hooks & Hook.PREPROCESS and not extra.inputs:
+        return None
+    return Stage.PREPARE
+
+
+def needs_finish(attempt: Attempt, ok: bool, timeout: bool) -> bool:
+    """A worker has to run hooks, or to clean up, after the command (or after the loss of the function's worker)."""
+    hooks, options = attempt.group.app.hooks, attempt.group.task_class.options
+    if ok:
+        return bool(hooks & Hook.POSTPROCESS or options.cleanup_files)
+    return bool(hooks & Hook.ON_ERROR or (timeout and hooks & Hook.ON_TIMEOUT))
