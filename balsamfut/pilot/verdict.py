@@ -49,10 +49,12 @@ _TEXT: Final[dict[str, Rules]] = {
         (r".*There are not enough slots available.*", _LAUNCHER),
         (r".*(lost communication with|has lost connection to) a remote daemon.*", _NODE),
         (r".*was unable to (launch|start) the specified application.*", _LAUNCHER),
+        (r"An unrecognized option was included.*", _LAUNCHER),
+        (r"A daemon failed to report back.*", _LAUNCHER),
         (r".*(PRTE|ORTE)( daemon)? (was unable to|has failed|failed to) .*", _LAUNCHER),
         (r"ssh: .*", _LAUNCHER),
-        (r".*noticed that process rank \d+ .* exited on signal \d+.*", _TASK),
-        (r"\s*Exit code:\s+\d+.*", _TASK),
+        (r".*noticed that process rank \d+ .*", _TASK),   # the signal is on the next line, and in the code
+        (r"Exit code:\s+\d+.*", _TASK),
     ),
     "srun": _rules(
         (r"(srun|slurmstepd): error: .*([Nn]ode failure|NODE FAIL).*", _NODE),
@@ -94,15 +96,21 @@ def judge(flavour: str, returncode: int, stderr_tail: str) -> tuple[Fault, str]:
 
 
 def _told(flavour: str, returncode: int, line: str) -> str:
-    if flavour == "hydra" and line.startswith("="):
+    if line.startswith(("=", "Exit code:", "prterun noticed")):   # the code says more
         return _plainly(returncode)
     return line.removeprefix("YOUR APPLICATION TERMINATED WITH THE EXIT STRING: ")[:_LONGEST]
 
 
 def _plainly(returncode: int) -> str:
-    if returncode >= 0:
-        return f"exit code {returncode}"
+    if returncode < 0:
+        return f"ended by {_signal(-returncode)}"
+    if 128 < returncode < 128 + 32:
+        return f"exit code {returncode} (a process was ended by {_signal(returncode - 128)})"
+    return f"exit code {returncode}"
+
+
+def _signal(number: int) -> str:
     try:
-        return f"ended by signal {-returncode} ({signal.Signals(-returncode).name})"
+        return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:
-        return f"ended by signal {-returncode}"
+        return f"signal {number}"
