@@ -97,7 +97,7 @@ class App(Generic[P, R]):
         if not callable(hook):
             raise InvalidOption(f"{where} decorates a function with one parameter, the task, not {hook!r}")
         if name in self.parts.hooks:
-            raise InvalidOption(f"{where}: {self.name} has a {name} hook already, {_called(self.parts.hooks[name])}")
+            raise InvalidOption(f"{where}: {self.name} already has this hook, {_called(self.parts.hooks[name])}")
         if "code" in self.parts.__dict__:
             raise InvalidOption(f"{where}: {self.name} is recorded already; add its hooks where it is defined")
         try:

@@ -158,7 +158,7 @@ def test_a_hook_must_take_the_task(name: str) -> None:
 def test_a_second_hook_and_one_that_comes_too_late_are_refused() -> None:
     made = app(lambda: None)
     made.on_error(lambda task: None)
-    with pytest.raises(InvalidOption, match="has a on_error hook already"):
+    with pytest.raises(InvalidOption, match="already has this hook"):
         made.on_error(lambda task: None)
     assert made.parts.code
     with pytest.raises(InvalidOption, match="is recorded already"):
