@@ -80,6 +80,6 @@ class Finder:
                 number = errno.EACCES
         raise refusal(name, number)
 
-    def forget(self, name: str, path: str) -> bool:
-        """Look anew at the next find().  False: this one was not remembered, looking again would change nothing."""
-        return self._found.pop((name, path), None) is not None
+    def forget(self, name: str, path: str) -> None:
+        """Look anew at the next find()."""
+        self._found.pop((name, path), None)

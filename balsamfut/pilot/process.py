@@ -15,6 +15,7 @@ cost 5 us a child more than one SIGCHLD wakeup, which is one per process, wants 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -94,6 +95,9 @@ class Processes:
         become_subreaper()
         if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # inherited; the kernel would throw exit codes away
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for name in os.listdir("/proc/self/fd"):  # what who started us left open is not for tasks
+            with contextlib.suppress(OSError):  # the descriptor of this listing
+                os.set_inheritable(int(name), int(name) <= 2)
         self._null = os.open(os.devnull, os.O_RDWR)
         self._home = os.open(".", os.O_PATH | os.O_DIRECTORY)
         self._cpus = frozenset(os.sched_getaffinity(0))
@@ -167,17 +171,18 @@ class Processes:
 
     def _execute(self, argv: list[str], env: Mapping[str, str], actions: list[tuple[int, int, int]]) -> int:
         path = env.get("PATH", os.defpath)
-        while True:
-            file = self._finder.find(argv[0], path)
-            try:
-                return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                      setsigdef=_DEFAULTS)
-            except ValueError as exc:  # a NUL, or a variable with `=` in its name
-                raise StartError(errno.EINVAL, f"cannot run {argv[0]!r}: its arguments or its environment are not "
-                                 f"acceptable to the system ({exc})", NOT_RUN) from None
-            except OSError as exc:
-                if not self._finder.forget(argv[0], path):  # else it was moved since we looked
-                    raise refusal(argv[0], exc.errno or 0) from None
+        file = self._finder.find(argv[0], path)
+        try:
+            return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                                  setsigdef=_DEFAULTS)
+        except ValueError as exc:  # a NUL, or a variable with `=` in its name
+            raise StartError(errno.EINVAL, f"cannot run {argv[0]!r}: its arguments or its environment are not "
+                             f"acceptable to the system ({exc})", NOT_RUN) from None
+        except OSError as exc:
+            self._finder.forget(argv[0], path)
+            if exc.errno == errno.ENOENT and self._finder.find(argv[0], path) != file:  # moved since we looked
+                return self._execute(argv, env, actions)
+            raise refusal(argv[0], exc.errno or 0) from None
 
     def _enlist(self, attempt: _Attempt, bound: bool) -> Child:
         try:
