@@ -19,7 +19,7 @@ import msgspec
 import sqlalchemy as sa
 
 from balsamfut import schema, settings
-from balsamfut.errors import SiteError, TaskError, UpstreamFailed, UsageError
+from balsamfut.errors import SiteError, TaskError, TaskKilled, UpstreamFailed, UsageError
 from balsamfut.messages import Detail, Fault
 from balsamfut.model import AppKind, Blob, Extra, Options, Payload, Resources, TaskState, default_workdir
 from balsamfut.schema import tasks as t
@@ -92,6 +92,18 @@ class CampaignInfo(msgspec.Struct, frozen=True):
     named: bool                  # by the user
     created: float
     counts: dict[str, int]       # tasks by state
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """One run of a script.  info: interpreter, cwd, argv, and platform, nodes, max_workers as it asked for them."""
+
+    id: int
+    campaign: str
+    host: str
+    pid: int
+    opened: float
+    closed: float | None         # None: open, or lost without a word
+    info: dict[str, str]
 
 
 class EventInfo(msgspec.Struct, frozen=True):
@@ -178,25 +190,23 @@ class Reader:
 
         campaign: name or number.  Raises UsageError for a state that there is not.
         """
-        conditions: list[sa.ColumnElement[bool]] = []
-        if state is not None:
-            conditions.append(t.c.state.in_([s.value for s in _states(state)]))
-        if app is not None:
-            conditions.append(schema.apps.c.name == app)
-        for name, value in (tags or {}).items():
-            one = schema.tags
-            conditions.append(t.c.id.in_(sa.select(one.c.task).where(one.c.name == name, one.c.value == value)))
-        if campaign is not None:
-            column = schema.campaigns.c.id if isinstance(campaign, int) else schema.campaigns.c.name
-            conditions.append(column == campaign)
+        conditions = _conditions(state, app, tags, campaign)
         with self._snapshot() as connection:
             if ids is None:
                 found = connection.execute(_query().where(*conditions).order_by(t.c.id.desc()).limit(limit)).all()[::-1]
             else:
                 found = [row for some in _chunks(sorted(set(ids))) for row in connection.execute(
                     _query().where(*conditions, t.c.id.in_(some)).order_by(t.c.id))]
-                found = found[-limit:] if limit else found
+                found = found if limit is None else found[max(0, len(found) - limit):]
             return self._infos(connection, found)
+
+    def count(self, *, state: str | TaskState | Iterable[str | TaskState] | None = None, app: str | None = None,
+              tags: Mapping[str, str] | None = None, campaign: str | int | None = None) -> dict[str, int]:
+        """How many tasks that meet all that is given are in each state; states that none is in are left out."""
+        query = (_joined(sa.select(t.c.state, sa.func.count())).where(*_conditions(state, app, tags, campaign))
+                 .group_by(t.c.state).order_by(t.c.state))
+        with self._snapshot() as connection:
+            return {TaskState(row[0]).name: row[1] for row in connection.execute(query)}
 
     def task(self, id: int) -> TaskInfo:
         """Raises UsageError if there is no such task."""
@@ -244,7 +254,8 @@ class Reader:
             key=row.key.hex() if row.key else None, occurrence=row.occurrence, session=row.session)
 
     def result(self, id: int) -> object:
-        """The value of a task that is done; raises its exception if it failed, CancelledError if it was cancelled.
+        """The value of a task that is done; raises what its future would: its exception, UpstreamFailed,
+        TaskKilled, CancelledError.
 
         Raises UsageError if there is no such task or it is not over, SerializationError and the like where the value
         cannot be made of its bytes here.
@@ -264,7 +275,9 @@ class Reader:
                 raise UpstreamFailed(row.error or f"task {id} needed task {row.root}, which did not succeed",
                                      task_id=row.root) from self._root(row.root)
             case TaskState.CANCELLED:
-                raise CancelledError(row.error) if payload is None else self._exception(payload)
+                if payload is not None:
+                    raise self._exception(payload)
+                raise TaskKilled(row.error) if row.error else CancelledError
             case state:
                 raise UsageError(f"task {id} is not over: it is {state.name}")
 
@@ -311,6 +324,17 @@ class Reader:
             return [CampaignInfo(row.id, row.name, bool(row.named), row.created, counts.get(row.id, {}))
                     for row in connection.execute(sa.select(c).order_by(c.c.id))]
 
+    def newest_session(self, campaign: str) -> SessionInfo | None:
+        """The newest run of a script in the campaign of that name; None where there is none."""
+        s, c = schema.sessions, schema.campaigns
+        query = (sa.select(s).join(c, c.c.id == s.c.campaign).where(c.c.name == campaign, s.c.parent == 0)
+                 .order_by(s.c.id.desc()).limit(1))
+        with self._snapshot() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else SessionInfo(
+            row.id, campaign, row.host, row.pid, row.opened, row.closed or None,
+            msgspec.json.decode(row.info or "{}", type=dict[str, str]))
+
     def events(self, task: int | None = None, limit: int | None = None) -> list[EventInfo]:
         """Of one task or of all, oldest first; with a limit the newest of them."""
         e = schema.events
@@ -330,8 +354,31 @@ def _query() -> sa.Select[Any]:
     """All of a task but its payloads."""
     k, a, c = schema.classes, schema.apps, schema.campaigns
     plain = [column for column in t.c if column.name not in ("args", "payload", "joins")]
-    return (sa.select(*plain, k.c.resources, k.c.options, a.c.name.label("app_name"), c.c.name.label("campaign_name"))
-            .join(k, k.c.id == t.c.cls).outerjoin(a, a.c.digest == k.c.app).outerjoin(c, c.c.id == t.c.campaign))
+    return _joined(sa.select(*plain, k.c.resources, k.c.options, a.c.name.label("app_name"),
+                             c.c.name.label("campaign_name")))
+
+
+def _joined(query: sa.Select[Any]) -> sa.Select[Any]:
+    """With the classes, apps and campaigns of the tasks."""
+    k, a, c = schema.classes, schema.apps, schema.campaigns
+    return (query.select_from(t).join(k, k.c.id == t.c.cls).outerjoin(a, a.c.digest == k.c.app)
+            .outerjoin(c, c.c.id == t.c.campaign))
+
+
+def _conditions(state: str | TaskState | Iterable[str | TaskState] | None, app: str | None,
+                tags: Mapping[str, str] | None, campaign: str | int | None) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if state is not None:
+        conditions.append(t.c.state.in_([s.value for s in _states(state)]))
+    if app is not None:
+        conditions.append(schema.apps.c.name == app)
+    for name, value in (tags or {}).items():
+        one = schema.tags
+        conditions.append(t.c.id.in_(sa.select(one.c.task).where(one.c.name == name, one.c.value == value)))
+    if campaign is not None:
+        column = schema.campaigns.c.id if isinstance(campaign, int) else schema.campaigns.c.name
+        conditions.append(column == campaign)
+    return conditions
 
 
 def _attempt(row: sa.Row[Any], returncode: int | None) -> AttemptInfo:

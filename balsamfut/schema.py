@@ -198,7 +198,7 @@ def database_url(database: str | os.PathLike[str]) -> sa.URL:
         return sa.URL.create("sqlite", database=str(Path(text).absolute()))
     try:
         url = sa.make_url(text)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):   # ValueError: a port that is no number
         raise SettingsError(f"{text.partition(':')[0]}://... is not a database URL; right would be a path, or "
                             "postgresql://user@host/name") from None
     backend = url.get_backend_name() if url.drivername.partition("+")[0] != "postgres" else "postgresql"

@@ -240,7 +240,7 @@ def _toml(value: Any) -> str:
         case int() | float():
             return repr(value)
         case str():
-            return json.dumps(value).replace("\x7f", "\\u007f")
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")   # TOML takes no surrogate pairs
         case list() | tuple():
             return f"[{', '.join(map(_toml, value))}]"
         case dict():

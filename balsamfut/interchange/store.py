@@ -11,6 +11,7 @@ the epoch is still its own.  So an owner that was stopped (SIGSTOP, a suspended 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import uuid
@@ -57,9 +58,9 @@ def filesystem(path: Path, mounts: str) -> str:
         fields = line.split()
         if len(fields) < 3:
             continue
-        point = fields[1].encode().decode("unicode_escape")   # a space is written \040
-        if (path == Path(point) or Path(point) in path.parents) and len(point) >= best:
-            best, kind = len(point), fields[2]
+        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1]))   # a space is \040
+        if path.is_relative_to(point) and len(point.parts) >= best:   # the later of two on one point hides the other
+            best, kind = len(point.parts), fields[2]
     return kind
 
 
@@ -114,16 +115,19 @@ class Store:
         with self._clear_errors("open"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))   # SQLite gives the files beside it the same mode
+        try:
+            kind = filesystem(path.resolve(), MOUNTS.read_text(errors="surrogateescape"))
+        except OSError:
+            kind = ""   # no Linux: a workstation
+        network = kind if kind.removeprefix("fuse.") in NETWORK else ""
         if path.stat().st_size:
-            reader = schema.engine(schema.sqlite_read_only(self._url), timeout=PATIENCE)
+            # Opening read-only maps shared memory if the file was last used with a write-ahead log.
+            reader = schema.engine(self._url if network else schema.sqlite_read_only(self._url), timeout=PATIENCE)
+            if network:
+                sa.event.listen(reader, "connect", lambda c, _: c.execute("PRAGMA locking_mode=EXCLUSIVE"))
             with self._clear_errors("open"), reader.connect() as connection:
                 schema.found_version(connection, self._name)
-        try:
-            mounts = MOUNTS.read_text()
-        except OSError:
-            return ""   # no Linux: a workstation
-        kind = filesystem(path.resolve(), mounts)
-        return kind if kind.removeprefix("fuse.") in NETWORK else ""
+        return network
 
     def _on_connect_for(self, network: str) -> Callable[[Any, Any], None]:
         level = "FULL" if self._full else "NORMAL"
@@ -337,9 +341,11 @@ class Store:
         """By key: the newest task of any campaign that is done and whose app shares its results (cache=True)."""
         c = schema.tasks.c
         sharing = sa.select(schema.classes.c.id).where(schema.classes.c.cached == 1)
+        done = c.state + 0 == TaskState.DONE.value   # + 0: else SQLite looks through all that is done, not through keys
+        query = sa.select(sa.func.max(c.id)).where(done, c.cls.in_(sharing)).group_by(c.key)
         with self._transaction("read") as connection:
-            return {t.spec.key or b"": t for some in _chunks(keys) for t in self._select(
-                connection, c.key.in_(some) & (c.state == TaskState.DONE.value) & c.cls.in_(sharing))}
+            newest = [id for some in _chunks(keys) for (id,) in connection.execute(query.where(c.key.in_(some)))]
+            return {t.spec.key or b"": t for t in self._by_ids(connection, newest).values()}
 
     def counts(self, campaign: int | None = None) -> dict[TaskState, int]:
         """How many tasks of a campaign (None: of all) are in each state; states that none is in are left out."""
