@@ -128,11 +128,14 @@ count = 1
 def read():
     return count
 def give():
+    global count
+    count = 99
     return read
 back = call(give)
+print(count)
 count = 5
-print(back(), back.__globals__ is globals(), count, type(__builtins__).__name__)
-""") == "5 True 5 module"
+print(back(), back.__globals__ is globals(), type(__builtins__).__name__)
+""") == "1\n5 True module"
 
 
 def test_code_of_a_file_that_was_loaded_by_hand_travels_by_value(run, tmp_path):
@@ -157,3 +160,15 @@ def test_code_of_an_importable_module_travels_by_name(run, tmp_path):
 import importable_one, os
 print(call(importable_one.pid) == os.getpid(), call(importable_one.pid) == worker.pid)
 """) == "False True"
+
+
+def test_plain_payloads_need_neither_cloudpickle_nor_tblib():
+    subprocess.run([sys.executable, "-c", """
+import sys
+from balsamfut import keys, serialize
+data, _ = serialize.dumps_args((1, [2]), {"a": "b"})
+assert serialize.loads_args(data) == ((1, [2]), {"a": "b"})
+serialize.error_payload(ValueError())
+keys.call_key(b"", (1, [2]), {"a": "b"})
+assert not {"cloudpickle", "tblib"} & set(sys.modules)
+"""], check=True, timeout=30, cwd=ROOT)

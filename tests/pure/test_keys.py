@@ -79,10 +79,17 @@ def test_the_order_of_dicts_and_keywords_does_not_count(value, random):
     assert call_key(APP, (), named) == call_key(APP, (), dict(sorted(named.items(), reverse=True)))
 
 
+@pytest.mark.parametrize("value", [{"a": [1], "b": [2]}, {"a": 1, "b": Conf()}, 
+                                   {1: [], "1": {}}, {None: [1], (1, 2): {2}}])
+def test_a_dict_read_backwards_has_the_same_key(value):
+    assert key(value) == key(dict(reversed(value.items())))
+
+
 def test_different_values_have_different_keys():
     different = [
         1, 1.0, True, "1", b"1", 1j, None, ..., 0, 0.0, -0.0, False, "", b"", bytearray(), (), [], {}, set(),
-        frozenset(), [1], (1,), {1}, frozenset({1}), [[1]], [(1,)], [1, 2], [2, 1], {1: 2}, {2: 1}, {"1": 2}, {True: 2, "a": 1},
+        frozenset(), [1], (1,), {1}, frozenset({1}), [[1]], [(1,)], [1, 2], [2, 1], {1: 2},
+        {2: 1}, {"1": 2}, {True: 2, "a": 1},
         float("nan"), float("inf"), 2**70, -2**70, range(3), range(4), slice(3), Colour.RED, Colour.BLUE,
         Conf(), Conf(2),
         Pair(1, 2), (1, 2), Pair(1, 3), Loose(), Loose(a=1), Slotted(1), Slotted(2), decimal.Decimal("1"),
@@ -224,7 +231,8 @@ def test_what_a_function_does_counts():
 
 def test_the_functions_and_plain_globals_that_it_uses_count():
     source = ("class C:\n    size = 4\n    def area(self): return self.size\nSTEP = 1\n"
-              "def help(n): return n + STEP\ndef f(n): return help(n) + C().area()\ndef unused(): return 0\nOTHER = 1\n")
+              "def help(n): return n + STEP\ndef f(n): return help(n) + C().area()\n"
+              "def unused(): return 0\nOTHER = 1\n")
     one = code_key(load(source))
     assert one == code_key(load(source.replace("OTHER = 1", "OTHER = 2").replace("return 0", "return 1")))
     for old, new in [("STEP = 1", "STEP = 2"), ("n + STEP", "n - STEP"), ("size = 4", "size = 5"),
@@ -241,6 +249,18 @@ def test_functions_that_call_each_other_have_keys():
             return inner(n - step) if n else 0
         return inner
     assert code_key(outer(1)) == code_key(outer(1)) != code_key(outer(2))
+
+
+def test_a_function_has_the_same_key_wherever_it_was_met_before():
+    def recursive():
+        def down(n):
+            return down(n - 1) if n else 0
+        return down
+
+    def using(down):
+        return lambda n, go=down: go(n)
+    one, other = recursive(), recursive()
+    assert key([using(one), one]) == key([using(other), one]) == key([using(one), other])
 
 
 def test_running_a_function_does_not_change_its_key():

@@ -10,7 +10,6 @@ import sys
 import threading
 import traceback
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -447,8 +446,3 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         serialize.stow(b"z" * 100, tmp_path, 10)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_importing_serialize_does_not_import_cloudpickle():
-    source = Path(serialize.__file__).read_text()
-    assert "cloudpickle" not in source
