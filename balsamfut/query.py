@@ -70,6 +70,8 @@ class TaskInfo(msgspec.Struct, frozen=True):
     workdir: str                 # as far as known; relative ones lie under the site's data/
     stdout: str
     stderr: str
+    stdout_span: tuple[int, int]   # bytes of that file that are this task's; (0, 0): all
+    stderr_span: tuple[int, int]
     resources: dict[str, Any]    # model.Resources; of the newest attempt
     options: dict[str, Any]      # model.Options
     key: str | None              # hex
@@ -203,7 +205,7 @@ class Reader:
     def count(self, *, state: str | TaskState | Iterable[str | TaskState] | None = None, app: str | None = None,
               tags: Mapping[str, str] | None = None, campaign: str | int | None = None) -> dict[str, int]:
         """How many tasks that meet all that is given are in each state; states that none is in are left out."""
-        query = (_joined(sa.select(t.c.state, sa.func.count())).where(*_conditions(state, app, tags, campaign))
+        query = (sa.select(t.c.state, sa.func.count()).where(*_conditions(state, app, tags, campaign))
                  .group_by(t.c.state).order_by(t.c.state))
         with self._snapshot() as connection:
             return {TaskState(row[0]).name: row[1] for row in connection.execute(query)}
@@ -249,6 +251,7 @@ class Reader:
             returncode=returncode, error=row.error, reason=row.reason, root=row.root, failures=row.failures,
             attempts=older + newest, command=row.command, workdir=str(workdir),
             stdout=detail.stdout or extra.stdout, stderr=detail.stderr or extra.stderr,
+            stdout_span=detail.stdout_span, stderr_span=detail.stderr_span,
             resources=msgspec.structs.asdict(resources),
             options=msgspec.structs.asdict(schema.fields_from_json(row.options, Options)),
             key=row.key.hex() if row.key else None, occurrence=row.occurrence, session=row.session)
@@ -331,9 +334,8 @@ class Reader:
                  .order_by(s.c.id.desc()).limit(1))
         with self._snapshot() as connection:
             row = connection.execute(query).first()
-        return None if row is None else SessionInfo(
-            row.id, campaign, row.host, row.pid, row.opened, row.closed or None,
-            msgspec.json.decode(row.info or "{}", type=dict[str, str]))
+        return None if row is None else SessionInfo(row.id, campaign, row.host, row.pid, row.opened, row.closed or None,
+                                                    msgspec.json.decode(row.info or "{}", type=dict[str, str]))
 
     def events(self, task: int | None = None, limit: int | None = None) -> list[EventInfo]:
         """Of one task or of all, oldest first; with a limit the newest of them."""
@@ -354,30 +356,23 @@ def _query() -> sa.Select[Any]:
     """All of a task but its payloads."""
     k, a, c = schema.classes, schema.apps, schema.campaigns
     plain = [column for column in t.c if column.name not in ("args", "payload", "joins")]
-    return _joined(sa.select(*plain, k.c.resources, k.c.options, a.c.name.label("app_name"),
-                             c.c.name.label("campaign_name")))
-
-
-def _joined(query: sa.Select[Any]) -> sa.Select[Any]:
-    """With the classes, apps and campaigns of the tasks."""
-    k, a, c = schema.classes, schema.apps, schema.campaigns
-    return (query.select_from(t).join(k, k.c.id == t.c.cls).outerjoin(a, a.c.digest == k.c.app)
-            .outerjoin(c, c.c.id == t.c.campaign))
+    return (sa.select(*plain, k.c.resources, k.c.options, a.c.name.label("app_name"), c.c.name.label("campaign_name"))
+            .join(k, k.c.id == t.c.cls).outerjoin(a, a.c.digest == k.c.app).outerjoin(c, c.c.id == t.c.campaign))
 
 
 def _conditions(state: str | TaskState | Iterable[str | TaskState] | None, app: str | None,
                 tags: Mapping[str, str] | None, campaign: str | int | None) -> list[sa.ColumnElement[bool]]:
+    k, a, c, one = schema.classes, schema.apps, schema.campaigns, schema.tags
     conditions: list[sa.ColumnElement[bool]] = []
     if state is not None:
         conditions.append(t.c.state.in_([s.value for s in _states(state)]))
     if app is not None:
-        conditions.append(schema.apps.c.name == app)
+        conditions.append(t.c.cls.in_(sa.select(k.c.id).join(a, a.c.digest == k.c.app).where(a.c.name == app)))
     for name, value in (tags or {}).items():
-        one = schema.tags
         conditions.append(t.c.id.in_(sa.select(one.c.task).where(one.c.name == name, one.c.value == value)))
     if campaign is not None:
-        column = schema.campaigns.c.id if isinstance(campaign, int) else schema.campaigns.c.name
-        conditions.append(column == campaign)
+        wanted = c.c.id == campaign if isinstance(campaign, int) else c.c.name == campaign
+        conditions.append(t.c.campaign.in_(sa.select(c.c.id).where(wanted)))
     return conditions
 
 
