@@ -160,7 +160,8 @@ class Encoder:
         return found
 
     def unhashable(self, value: object, why: str) -> Unhashable:
-        where = ", ".join(place for place in self._path if place)
+        places = [place for place in self._path if place]
+        where = ", ".join(places if len(places) <= 10 else [*places[:10], "..."])
         return Unhashable(f"{where or 'the value'}: an object of type {_type_name(type(value))} {why}")
 
     # ---- containers

@@ -79,7 +79,7 @@ def test_the_order_of_dicts_and_keywords_does_not_count(value, random):
     assert call_key(APP, (), named) == call_key(APP, (), dict(sorted(named.items(), reverse=True)))
 
 
-@pytest.mark.parametrize("value", [{"a": [1], "b": [2]}, {"a": 1, "b": Conf()}, 
+@pytest.mark.parametrize("value", [{"a": [1], "b": [2]}, {"a": 1, "b": Conf()},
                                    {1: [], "1": {}}, {None: [1], (1, 2): {2}}])
 def test_a_dict_read_backwards_has_the_same_key(value):
     assert key(value) == key(dict(reversed(value.items())))
