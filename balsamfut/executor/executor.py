@@ -27,11 +27,12 @@ from balsamfut.context import TaskContext
 from balsamfut.context import current as current_task
 from balsamfut.errors import InitializerFailed, InvalidOption, SerializationError
 from balsamfut.executor import local, stack
-from balsamfut.executor.client import Client, hello, open_clients, say
+from balsamfut.executor.client import Client, open_clients
 from balsamfut.executor.core import Wish
 from balsamfut.executor.desk import Desk, Occurrences, Ready
+from balsamfut.executor.line import say
 from balsamfut.futures import TaskFuture
-from balsamfut.messages import PROTOCOL
+from balsamfut.messages import PROTOCOL, Hello
 from balsamfut.model import Pool
 from balsamfut.options import NOTHING, CallOptions, combine, normalise
 from balsamfut.settings import load as load_settings
@@ -76,8 +77,8 @@ class Executor(concurrent.futures.Executor):
         defaults = load_settings(directory).options()
         pool = _pool(initializer, initargs)
         self._open(
-            Client(directory, hello(PROTOCOL, uuid4().hex, campaign, max_workers=max_workers or 0,
-                                    platform=platform or "", nodes=nodes or 0, info=_info(), pool=pool),
+            Client(directory, _hello(uuid4().hex, campaign, pool, max_workers=max_workers or 0,
+                                     platform=platform or "", nodes=nodes or 0),
                    local.Wanted(platform or "", nodes or 0, max_workers or 0)),
             pool, resumable=campaign is not None, defaults=defaults, max_workers=max_workers, wait=wait)
         stack.push(self)
@@ -87,8 +88,6 @@ class Executor(concurrent.futures.Executor):
         """The Executor of a task that calls apps: its session ends with the task, its tasks go on."""
         executor = cls.__new__(cls)
         executor._attach(task, None)
-        executor._wait = False
-        task.at_end.append(executor._leave_task)
         return executor
 
     def _attach(self, task: TaskContext, campaign: str | None) -> None:
@@ -98,10 +97,10 @@ class Executor(concurrent.futures.Executor):
         pool = task.pool or _pool(None, ())
         directory = Path(task.site)
         self._open(
-            Client(directory, hello(PROTOCOL, token, campaign, parent=task.task, attempt=task.attempt, info=_info(),
-                                    pool=pool),
+            Client(directory, _hello(token, campaign, pool, parent=task.task, attempt=task.attempt),
                    local.Wanted(), task),
             pool, resumable=True, occurrences=_occurrences.setdefault(task, Counter()), task=task)
+        task.at_end.append(self._leave_task)
 
     def _open(self, client: Client, pool: Pool, *, resumable: bool, defaults: CallOptions = NOTHING,
               occurrences: Occurrences | None = None, max_workers: int | None = None, wait: bool = True,
@@ -175,8 +174,7 @@ class Executor(concurrent.futures.Executor):
         return itertools.chain.from_iterable(_values(grouped, self._client, deadline))
 
     def options(self, **options: Any) -> Executor:
-        """A view of this Executor whose calls have these options, those of app.options.  Shutting it down shuts nothing.
-        """
+        """A view of this Executor whose calls have these options (as app.options).  Shutting it down shuts nothing."""
         view = type(self).__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = combine(self._options, normalise(options, "Executor.options"))
@@ -212,6 +210,8 @@ class Executor(concurrent.futures.Executor):
         self._client.join()
 
     def _leave_task(self) -> None:
+        """The task's code is over: its calls are recorded, and go on."""
+        stack.left(self)
         self._client.close(detach=True)
         self._client.join()
 
@@ -336,8 +336,9 @@ def _pool(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) 
     return Pool(sys.executable, path, os.getcwd(), environ, packed)
 
 
-def _info() -> dict[str, str]:
-    return {"python": sys.executable, "cwd": os.getcwd(), "argv": " ".join(sys.argv), "user": str(os.getuid())}
+def _hello(token: str, campaign: str | None, pool: Pool, **more: Any) -> Hello:
+    info = {"python": sys.executable, "cwd": os.getcwd(), "argv": " ".join(sys.argv)}
+    return Hello(PROTOCOL, token, campaign, os.getpid(), os.uname().nodename, info=info, pool=pool, **more)
 
 
 def _at_exit() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from balsamfut.executor.executor import Executor
 
 _open: list[weakref.ref[Executor]] = []
-_own: weakref.WeakKeyDictionary[context.TaskContext, Executor] = weakref.WeakKeyDictionary()
+_own: dict[context.TaskContext, Executor] = {}
 _lock = threading.Lock()
 
 
@@ -34,6 +34,14 @@ def pop(executor: Executor) -> None:
             if _open[index]() is executor:
                 del _open[index]
                 return
+
+
+def left(executor: Executor) -> None:
+    """The task whose session it was is over."""
+    pop(executor)
+    with _lock:
+        if executor.task is not None and _own.get(executor.task) is executor:
+            del _own[executor.task]
 
 
 def innermost() -> Executor:

@@ -1,0 +1,158 @@
+"""The way to whichever interchange serves the site: find or start it, introduce ourselves, notice that it has gone.
+
+One thread uses a Line.  It knows the first messages of a connection and nothing of calls.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from balsamfut import faults
+from balsamfut.errors import InterchangeLost
+from balsamfut.executor import local
+from balsamfut.executor.deliver import error_named
+from balsamfut.messages import Beat, Hello, Message, Refused, ToClient, Welcome
+from balsamfut.wire import Link, Poller
+
+BEAT: Final = 2.0
+"""Seconds between signs of life, and between looks at whether the interchange still is who it was."""
+SILENCE: Final = 10.0
+"""Seconds without a word from the interchange after which the user is told that we wait."""
+WELCOME: Final = 30.0
+"""Seconds that an interchange may take to answer the first message."""
+TRIES: Final = 5
+"""Interchanges in a row that may fail to start or to answer before we give up."""
+
+
+class Line:
+    """A connection that outlives interchanges.  `poller` is told of what to watch."""
+
+    def __init__(self, site: Path, hello: Hello, wanted: local.Wanted, poller: Poller) -> None:
+        self.site = site
+        self.up = False
+        self._hello = hello
+        self._wanted = wanted
+        self._poller = poller
+        self._pidfd = -1
+        self._told = ""     # what the user was last told about the interchange
+
+    def connect(self) -> Welcome:
+        """Find or start an interchange and introduce ourselves; it may be ending just then, so more than once.
+
+        Raises what `local.find_or_start` raises, and what the interchange refuses us with.
+        """
+        for attempt in range(TRIES):
+            self._open(local.find_or_start(self.site, self._wanted))
+            try:
+                welcome = self._introduce()
+            except BaseException:
+                self.drop()
+                raise
+            if welcome is not None:
+                self._heard = time.monotonic()
+                self.next_beat = self._heard + BEAT
+                return welcome
+            self.drop()
+            time.sleep(0.02 * 2 ** attempt)
+        raise InterchangeLost(f"the interchange of {self.site} does not answer; see {self.site}/log/interchange.log")
+
+    def reconnect(self) -> Welcome:
+        """The interchange has gone: find another.  Raises as connect() does, InterchangeLost not at the first time."""
+        self.tell(f"lost the interchange (process {self._connection.pid}); starting another, and waiting for it")
+        self.drop()
+        for attempt in range(TRIES):
+            try:
+                welcome = self.connect()
+                self.tell("")
+                return welcome
+            except InterchangeLost as exc:
+                if attempt == TRIES - 1:
+                    raise InterchangeLost(f"{exc}; what is recorded is safe: `balsamfut resume` goes on") from exc
+            time.sleep(0.1 * 2 ** attempt)
+        raise AssertionError("the last try raised")
+
+    def _open(self, connection: local.Connection) -> None:
+        self._connection = connection
+        self._link = Link(connection.clients, ToClient)
+        self._poller.register(self._link)
+        self.up = True
+        try:
+            self._pidfd = os.pidfd_open(connection.pid)
+            self._poller.register(self._pidfd)
+        except OSError:  # it has gone already, or this kernel has none: then beats find out
+            self._pidfd = -1
+
+    def drop(self, linger: float = 0.0) -> None:
+        """Close; what was sent may still leave for `linger` seconds."""
+        if self._pidfd >= 0:
+            self._poller.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self.up:
+            self.up = False
+            self._poller.unregister(self._link)
+            self._link.close(linger)
+
+    def _introduce(self) -> Welcome | None:
+        """Say Hello; None where the interchange ended before it answered."""
+        poller = Poller()
+        poller.register(self._link)
+        if self._pidfd >= 0:
+            poller.register(self._pidfd)
+        self._link.send(self._hello)
+        deadline = time.monotonic() + WELCOME
+        while time.monotonic() < deadline:
+            readable = poller.poll(0.5)
+            for message in self._link.receive(1):
+                if isinstance(message, Welcome):
+                    return message
+                if isinstance(message, Refused):
+                    raise error_named(message.error, message.text)
+            if self._pidfd in readable or not local.alive(self._connection):
+                return None
+        return None
+
+    def send(self, message: Message) -> None:
+        if faults.active:
+            faults.point(f"client.send.{type(message).__name__}")
+        self._link.send(message)
+
+    def receive(self) -> list[Message]:
+        messages = self._link.receive(64)
+        if messages:
+            self._heard = time.monotonic()
+        return messages
+
+    def ended(self, readable: list[Any]) -> bool:
+        """The interchange's process has ended, says what a poll returned."""
+        return self._pidfd >= 0 and self._pidfd in readable
+
+    def beat(self) -> bool:
+        """Give a sign of life; False where the interchange has gone or another has taken its place."""
+        now = time.monotonic()
+        self.next_beat = now + BEAT
+        found = local.read(self.site)
+        if not local.alive(self._connection) or (found is not None and found.epoch != self._connection.epoch):
+            return False
+        silent = now - self._heard > SILENCE
+        self.tell(f"the interchange (process {self._connection.pid}) does not answer; waiting" if silent else "")
+        self.send(Beat())
+        return True
+
+    def tell(self, text: str) -> None:
+        """Tell the user about the interchange, once; an empty text: all is well again."""
+        if text and text != self._told:
+            say(text)
+        self._told = text
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    try:
+        print(f"balsamfut: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):  # no stderr
+        pass
