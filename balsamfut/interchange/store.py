@@ -188,7 +188,7 @@ class Store:
         # SQLite: BEGIN IMMEDIATE holds the one write lock, so looking is enough.  PostgreSQL: the row must be locked;
         # and where the answer to COMMIT is lost with the connection, the turn's number tells whether it was done.
         meta = schema.meta
-        self._guard = "SELECT epoch FROM meta" if self._sqlite else schema.driver_sql(
+        self._count_turn = schema.driver_sql(
             sa.update(meta).where(meta.c.epoch == sa.bindparam("which_epoch")), ("turn", "which_epoch"), dialect)
 
     # ---- transactions
@@ -206,14 +206,14 @@ class Store:
     @contextmanager
     def _transaction(self, what: str) -> Iterator[sa.Connection]:
         with self._clear_errors(what), self._connection.begin():
-            self._check_epoch(self._connection)
+            self._check_epoch(self._connection, writing=False)
             yield self._connection
 
-    def _check_epoch(self, connection: sa.Connection) -> None:
-        if self._sqlite:
-            ours = connection.exec_driver_sql(self._guard).scalar() == self.epoch
+    def _check_epoch(self, connection: sa.Connection, *, writing: bool) -> None:
+        if self._sqlite or not writing:
+            ours = connection.exec_driver_sql("SELECT epoch FROM meta").scalar() == self.epoch
         else:
-            ours = connection.exec_driver_sql(self._guard, (self._turn, self.epoch)).rowcount == 1
+            ours = connection.exec_driver_sql(self._count_turn, (self._turn, self.epoch)).rowcount == 1
         if not ours:
             host, pid, since = connection.execute(
                 sa.select(schema.meta.c.host, schema.meta.c.pid, schema.meta.c.since)).one()
@@ -233,14 +233,15 @@ class Store:
         with self._clear_errors("write to"):
             transaction = self._connection.begin()
             try:
-                done = self._done_before(writes)
-                self._check_epoch(self._connection)
-                if not done:
+                if self._doubt is not None and self._was_done(*self._doubt, writes):
+                    transaction.rollback()
+                else:
+                    self._check_epoch(self._connection, writing=True)
                     self._write(self._connection, writes, new, old)
-                faults.point("interchange.commit.before")
-                if not self._sqlite:
-                    self._doubt = (self._turn, writes)
-                transaction.commit()
+                    faults.point("interchange.commit.before")
+                    if not self._sqlite:
+                        self._doubt = (self._turn, writes)
+                    transaction.commit()
             except BaseException:
                 transaction.rollback()
                 raise
@@ -250,12 +251,9 @@ class Store:
             t.stored = True
             t.dirty = False
 
-    def _done_before(self, writes: Writes) -> bool:
-        """True if an earlier commit of the same writes was done, though we saw it fail."""
-        if self._doubt is None:
-            return False
-        turn, doubted = self._doubt
-        found = self._connection.execute(sa.select(schema.meta.c.epoch, schema.meta.c.turn)).one()
+    def _was_done(self, turn: int, doubted: Writes, writes: Writes) -> bool:
+        """An earlier commit of the same writes was done, though we saw it fail.  Waits for it if it still goes on."""
+        found = self._connection.execute(sa.select(schema.meta.c.epoch, schema.meta.c.turn).with_for_update()).one()
         return doubted is writes and tuple(found) == (self.epoch, turn)
 
     def _write(self, connection: sa.Connection, writes: Writes, new: list[Task], old: list[Task]) -> None:
