@@ -233,7 +233,10 @@ class Book:
             self._recent_bytes -= weight(task.payload)
 
     def ending(self, task: Task) -> Ending:
-        return Ending(task.id, task.state, task.payload, task.error, task.root, task.detail)
+        payload = task.payload
+        if task.state is TaskState.UPSTREAM_FAILED and (root := self.find(task.root)) is not None:
+            payload = root.payload
+        return Ending(task.id, task.state, payload, task.error, task.root, task.detail)
 
     def watch(self, task: Task, session: int) -> None:
         if session not in task.watchers:

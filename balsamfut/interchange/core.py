@@ -147,9 +147,12 @@ class Core:
 
     def client(self, peer: bytes, message: Message, now: float) -> None:
         """A message of a client."""
+        self._client(peer, message, now)
+        self.requests.found = Found()
+
+    def _client(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Hello):
             self.hello(peer, message, now)
-            self.requests.found = Found()
             return
         session = self.book.peers.get(peer)
         if session is None:
@@ -173,7 +176,6 @@ class Core:
         elif isinstance(message, Bye):
             session.detached = message.detach
             self.sessions.gone(session, now, said_so=True)
-        self.requests.found = Found()
 
     def hello(self, peer: bytes, message: Hello, now: float) -> None:
         session = self.sessions.hello(peer, message, now)
@@ -187,6 +189,10 @@ class Core:
 
     def pilot(self, peer: bytes, message: Message, now: float) -> None:
         """A message of a pilot."""
+        self._pilot(peer, message, now)
+        self.requests.found = Found()
+
+    def _pilot(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Enrol):
             pilot = self.book.pilots.get(message.pilot)
             if pilot is None or pilot.row.token != message.token or message.protocol != PROTOCOL:
@@ -210,7 +216,6 @@ class Core:
             self.book.send_pilot(pilot, BeatAck())
         elif isinstance(message, Leaving):
             self.attempts.lost(pilot, message.reason, now)
-        self.requests.found = Found()
 
     def spooled(self, number: int, messages: list[Reports], now: float) -> None:
         """What a pilot wrote to its file when there was nobody to hand it to."""

@@ -119,17 +119,17 @@ class Requests:
             if cls is None:
                 book.send_client(session, Rejected(spec.n, "SiteError", f"class {spec.cls} was never defined"))
                 continue
-            known = self.earlier(session, spec, message.resent, book.classes[cls].spec.options.cache)
-            if known is not None:
+            resent = self.found.calls.get(spec.n) if message.resent else None
+            if resent is not None:
+                self.reattach(session, spec, book.find(resent.id) or resent, 0, now)
+            elif (known := self.earlier(session, spec)) is not None:
                 self.reattach(session, spec, known, cls, now)
             else:
                 self.create(session, spec, cls, now)
         book.told.add(session.id)
 
-    def earlier(self, session: Session, spec: TaskSpec, resent: bool, cache: bool) -> Task | None:
-        """The task that this call was before: resent, by its key in the campaign."""
-        if resent and (task := self.found.calls.get(spec.n)) is not None:
-            return self.book.find(task.id) or task
+    def earlier(self, session: Session, spec: TaskSpec) -> Task | None:
+        """The task that this call was in an earlier session of the campaign, by its key."""
         if spec.key is None or not session.looks_up:
             return None
         place = (session.row.campaign, session.row.parent, spec.key, spec.occurrence)
@@ -187,15 +187,15 @@ class Requests:
         return task
 
     def reattach(self, session: Session, spec: TaskSpec, task: Task, cls: int, now: float) -> None:
-        """A call found its earlier task: its result, its progress, or another try."""
+        """A call found its earlier task: its result, its progress, or (made anew, with class `cls`) another try."""
         book = self.book
         session.calls[spec.n] = task.id
         book.watch(task, session.id)
-        if book.classes[cls].app.kind is AppKind.PROMISE:
+        if book.classes[task.cls].app.kind is AppKind.PROMISE:
             self.flow.promises[(session.id, spec.n)] = task.id
-        if task.state is S.DONE:
+        if task.state is S.DONE or (task.state in CLOSED and not cls):
             book.remember(task)
-            session.accepted.append((spec.n, task.id, S.DONE, True))
+            session.accepted.append((spec.n, task.id, task.state, bool(cls)))
             session.endings.append(book.ending(task))
         elif task.state in CLOSED:
             self.flow.revive(task, now, cls)
