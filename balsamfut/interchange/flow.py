@@ -15,7 +15,7 @@ from balsamfut.interchange.matcher import ReadyQueues
 from balsamfut.interchange.records import Task
 from balsamfut.messages import Answer
 from balsamfut.model import CLOSED, AppKind, Joined, TaskState
-from balsamfut.serialize import error_payload
+from balsamfut.serialize import BARE_SLOT, error_payload
 
 S = TaskState
 NO_SCRIPT = "waits for a future of a script that is gone"
@@ -101,7 +101,9 @@ class Flow:
             return
         template = task.payload
         assert isinstance(template, bytes)
-        task.payload = Joined(template, [dep.payload for dep in task.deps if dep.payload is not None])
+        parts = [dep.payload for dep in task.deps if dep.payload is not None]
+        # One future that was returned as it is stands for its value: chains of them do not nest.
+        task.payload = parts[0] if template == BARE_SLOT else Joined(template, parts)
         self.book.close(task, S.DONE, now)
 
     def hold(self, task: Task, reason: str) -> None:

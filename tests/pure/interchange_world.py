@@ -196,7 +196,8 @@ class Harness:
         self.client(Hello(PROTOCOL, self.token, self.campaign, 1, "host"))
         self.turn()
 
-    def submit(self, needs: tuple[int, ...] = (), key: bytes | None = None, occurrence: int = 0, retries: int = 0) -> int:
+    def submit(self, needs: tuple[int, ...] = (), key: bytes | None = None, occurrence: int = 0,
+               retries: int = 0) -> int:
         spec = TaskSpec(self.next_n, retries, b"args", needs, key, occurrence)
         self.next_n += 1
         self.unacked.append(spec)
@@ -257,7 +258,7 @@ class Harness:
         if isinstance(message, Launch):
             for item in message.items:
                 row = self.db.rows[item.task]
-                assert row["attempt"] == item.attempt and row["pilot"] == pilot.number, "launched before it was committed"
+                assert row["attempt"] == item.attempt and row["pilot"] == pilot.number, "sent before committed"
                 assert item.task not in self.settled or self.settled[item.task] is not TaskState.DONE, "run again"
                 self.launched.setdefault(item.task, []).append(item.attempt)
                 pilot.held[item.task] = item
@@ -285,7 +286,8 @@ class Harness:
         item = pilot.held.pop(task)
         pilot.running.discard(task)
         payload = b"value-%d" % task if fault is Fault.NONE else b"error"
-        return Exited(task, item.attempt, fault, payload, self.now, self.now, "0:0", "" if fault is Fault.NONE else "bad")
+        error = "" if fault is Fault.NONE else "bad"
+        return Exited(task, item.attempt, fault, payload, self.now, self.now, "0:0", error)
 
     def finish_task(self, pilot: PretendPilot, task: int, fault: Fault) -> None:
         self.say(pilot, [self.exit_of(pilot, task, fault)])
