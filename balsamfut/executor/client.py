@@ -41,7 +41,8 @@ class Client:
     context: of the task whose session it is.  The constructor raises whatever keeps the interchange from serving it.
     """
 
-    def __init__(self, site: Path, hello: Hello, wanted: local.Wanted, context: TaskContext | None = None) -> None:
+    def __init__(self, site: Path, hello: Hello, wanted: local.Wanted | None,
+                 context: TaskContext | None = None) -> None:
         self.site = site
         self.nested = context is not None
         self.queue: deque[Entry] = deque()

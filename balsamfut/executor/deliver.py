@@ -87,12 +87,12 @@ class Deliverer:
         return None if ending.payload is None else serialize.loads(ending.payload, self._read)
 
     def _reject(self, future: TaskFuture[Any], refusal: Refusal) -> None:
-        exc = error_named(refusal.rejected.error, refusal.rejected.text)
+        exc: BaseException = error_named(refusal.rejected.error, refusal.rejected.text)
+        refused = next((need for need in refusal.needs if not need._id and need._exception is not None), None)
         future._task_state = TaskState.FAILED
-        if isinstance(exc, UpstreamFailed):
+        if refused is not None:  # the interchange cannot know more than that it does not have it
+            exc = never_ran(future.app_name, refused)
             future._task_state = TaskState.UPSTREAM_FAILED
-            failed = (need._exception for need in refusal.needs if need._exception is not None)
-            exc.__cause__ = next((_root(cause) for cause in failed), None)
         future.settle(FINISHED, exception=exc)
 
     def _fail(self, future: TaskFuture[Any], ending: Ending) -> None:
@@ -131,6 +131,16 @@ class Deliverer:
 def _root(cause: BaseException) -> BaseException:
     """What took down the task that raised `cause`, if it was taken down itself."""
     return cause.__cause__ if isinstance(cause, UpstreamFailed) and cause.__cause__ is not None else cause
+
+
+def never_ran(name: str, need: TaskFuture[Any]) -> UpstreamFailed:
+    """The exception of a call that needed one which was never recorded."""
+    cause, root = need._exception, need._id
+    if isinstance(cause, UpstreamFailed):
+        root = cause.task_id
+    error = UpstreamFailed(f"{name} never ran: {need!r}, which it needed, was never recorded", task_id=root)
+    error.__cause__ = None if cause is None else _root(cause)
+    return error
 
 
 def _undelivered(future: TaskFuture[Any], exc: BaseException) -> BaseException:

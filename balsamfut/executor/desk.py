@@ -23,7 +23,7 @@ from balsamfut.calls import AppParts, CallPlan
 from balsamfut.errors import InvalidResources, SerializationError, UpstreamFailed
 from balsamfut.executor.client import Client
 from balsamfut.executor.core import Call, Definition, Future, Kept
-from balsamfut.executor.deliver import describe
+from balsamfut.executor.deliver import describe, never_ran
 from balsamfut.futures import FINISHED, TaskFuture
 from balsamfut.model import AppKind, AppSpec, Extra, Options, Payload, Pool, Resources, TaskClass, TaskState
 from balsamfut.options import CallOptions
@@ -218,14 +218,14 @@ class Desk:
             return self._promise(future)
         if future._owner is self.client:
             if future.done() and not future._id:
-                raise _upstream(name, future)
+                raise never_ran(name, future)
             return future
         if future._owner.site != self.client.site:
             return self._promise(future)
         try:
             _ = future.task_id
         except BaseException:
-            raise _upstream(name, future) from None
+            raise never_ran(name, future) from None
         return future
 
     def _promise(self, future: ForeignFuture[Any]) -> Future:
@@ -266,13 +266,3 @@ class Desk:
 
 def _keeper(desk: Desk, promise: Future) -> Callable[[ForeignFuture[Any]], None]:
     return lambda future: desk.keep(promise, future)
-
-
-def _upstream(name: str, future: Future) -> UpstreamFailed:
-    cause = future._exception
-    root = future._id
-    if isinstance(cause, UpstreamFailed) and cause.__cause__ is not None:
-        root, cause = cause.task_id, cause.__cause__
-    error = UpstreamFailed(f"{name} never ran: {future!r}, which it needed, was never recorded", task_id=root)
-    error.__cause__ = cause
-    return error

@@ -98,7 +98,7 @@ class Executor(concurrent.futures.Executor):
         directory = Path(task.site)
         self._open(
             Client(directory, _hello(token, campaign, pool, parent=task.task, attempt=task.attempt),
-                   local.Wanted(), task),
+                   None, task),
             pool, resumable=True, occurrences=_occurrences.setdefault(task, Counter()), task=task)
         task.at_end.append(self._leave_task)
 

@@ -29,9 +29,13 @@ TRIES: Final = 5
 
 
 class Line:
-    """A connection that outlives interchanges.  `poller` is told of what to watch."""
+    """A connection that outlives interchanges.
 
-    def __init__(self, site: Path, hello: Hello, wanted: local.Wanted, poller: Poller) -> None:
+    wanted: what an interchange is started with where there is none; None: that is for others to do.
+    poller: is told of what to watch.
+    """
+
+    def __init__(self, site: Path, hello: Hello, wanted: local.Wanted | None, poller: Poller) -> None:
         self.site = site
         self.up = False
         self._hello = hello
@@ -46,19 +50,22 @@ class Line:
         Raises what `local.find_or_start` raises, and what the interchange refuses us with.
         """
         for attempt in range(TRIES):
-            self._open(local.find_or_start(self.site, self._wanted))
+            found = local.find(self.site) if self._wanted is None else local.find_or_start(self.site, self._wanted)
+            self._open(found)
             try:
                 welcome = self._introduce()
-            except BaseException:
-                self.drop()
-                raise
-            if welcome is not None:
                 self._heard = time.monotonic()
                 self.next_beat = self._heard + BEAT
                 return welcome
-            self.drop()
+            except InterchangeLost:  # it ended, or is about to
+                self.drop()
+                if attempt == TRIES - 1 or self._hello.parent:
+                    raise
+            except BaseException:
+                self.drop()
+                raise
             time.sleep(0.02 * 2 ** attempt)
-        raise InterchangeLost(f"the interchange of {self.site} does not answer; see {self.site}/log/interchange.log")
+        raise AssertionError("the last try raised")
 
     def reconnect(self) -> Welcome:
         """The interchange has gone: find another.  Raises as connect() does, InterchangeLost not at the first time."""
@@ -97,8 +104,8 @@ class Line:
             self._poller.unregister(self._link)
             self._link.close(linger)
 
-    def _introduce(self) -> Welcome | None:
-        """Say Hello; None where the interchange ended before it answered."""
+    def _introduce(self) -> Welcome:
+        """Say Hello.  Raises InterchangeLost where the interchange ended before it answered."""
         poller = Poller()
         poller.register(self._link)
         if self._pidfd >= 0:
@@ -113,8 +120,8 @@ class Line:
                 if isinstance(message, Refused):
                     raise error_named(message.error, message.text)
             if self._pidfd in readable or not local.alive(self._connection):
-                return None
-        return None
+                break
+        raise InterchangeLost(f"the interchange of {self.site} does not answer; see {self.site}/log/interchange.log")
 
     def send(self, message: Message) -> None:
         if faults.active:

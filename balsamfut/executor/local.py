@@ -91,6 +91,18 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def find(site: Path) -> Connection:
+    """The site's interchange, waiting for somebody to start it if there is none.  Raises as find_or_start() does."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = read(site)
+        if found is not None and alive(found):
+            return _checked(site, found)
+        if time.monotonic() > deadline:
+            raise InterchangeLost(f"nobody has started an interchange for {site} in {PATIENCE:.0f} s")
+        time.sleep(0.05)
+
+
 def find_or_start(site: Path, wanted: Wanted) -> Connection:
     """The site's interchange, started if there is none.
 
@@ -104,6 +116,10 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
             found = read(site)  # somebody may have been faster
             if found is None or not alive(found):
                 found = _start(site, wanted)
+    return _checked(site, found)
+
+
+def _checked(site: Path, found: Connection) -> Connection:
     if found.protocol != PROTOCOL:
         raise ProtocolMismatch(f"the interchange of {site} (process {found.pid}) speaks protocol {found.protocol}, "
                                f"this balsamfut {PROTOCOL}: use the same version, or end that process first")
