@@ -98,6 +98,7 @@ class TaskView:
     tags: Mapping[str, str] = field(default_factory=dict)
     workdir: Path = Path()
     returncode: int | None = None             # of a command that has ended; negative: -signal
+    result: Any = None                        # postprocess: what the function returned; of a command its ShellResult
     exception: BaseException | None = None    # on_error, on_timeout: what the attempt failed with
     stdout: Path | None = None
     stderr: Path | None = None

@@ -119,7 +119,10 @@ class Steal(msgspec.Struct):
 
 
 class GrantSlot(msgspec.Struct):
+    """The task that waited in this worker has a slot again."""
+
     worker: int
+    task: int
 
 
 class EndWorker(msgspec.Struct):

@@ -44,7 +44,6 @@ class Order(msgspec.Struct, array_like=True, tag=1, gc=False, omit_defaults=True
     returncode: int | None = None           # FINISH: of the command
     failure: Payload | None = None          # FINISH, ABORTED: the pickled exception of the attempt
     timeout: bool = False                   # ... and it is a walltime that was exceeded
-    command: str = ""                       # FINISH: for the error's text
     stdout: str = ""                        # FINISH: paths
     stderr: str = ""
     resources: Resources | None = None      # of this attempt, where on_error may ask for others
@@ -101,14 +100,10 @@ class Setup(msgspec.Struct, array_like=True, tag=3):
 class Grant(msgspec.Struct, array_like=True, tag=4):
     """The task that waited has a slot again."""
 
-
-class Address(msgspec.Struct, array_like=True, tag=5):
-    """The interchange is to be found elsewhere now."""
-
-    address: str
+    task: int
 
 
-ToWorker = Define | Code | Setup | Grant | Address
+ToWorker = Define | Code | Setup | Grant
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):

@@ -134,7 +134,7 @@ class Planner:
             worker.slot = slot
             worker.blocked = False
             self.crew.blocked -= 1
-            self._effects.append(GrantSlot(worker.id))
+            self._effects.append(GrantSlot(worker.id, worker.hand[0].item.task))
         self.returning = waiting
 
     # ---- slots

@@ -1,0 +1,187 @@
+"""The agent's commands: each started in its directory with its output in a file, and judged when it is over.
+
+Performs what the brain decides about commands and tells it how they ended.  It must not know queues, placements'
+making or the interchange.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+import signal
+from pathlib import Path
+from typing import Final
+
+from balsamfut.errors import BadStdStream, InvalidOption, LaunchFailed
+from balsamfut.messages import Detail, Fault
+from balsamfut.model import AppKind, Extra, ShellResult
+from balsamfut.pilot import launch, ranks
+from balsamfut.pilot.desk import Desk, tail
+from balsamfut.pilot.events import Commanded, Event, Key
+from balsamfut.pilot.process import Exit, Processes, StartError
+from balsamfut.pilot.queue import Attempt
+from balsamfut.pilot.stage import missing_files, missing_outputs
+from balsamfut.raised import error_payload
+
+_NO_EXTRA: Final = Extra()
+
+
+class Command:
+    """One command that runs."""
+
+    __slots__ = ("attempt", "workdir", "stdout", "stderr", "started", "text", "flavour", "call")
+
+    def __init__(self, attempt: Attempt, workdir: str, stdout: str, stderr: str, started: float) -> None:
+        self.attempt = attempt
+        self.workdir = workdir
+        self.stdout = stdout
+        self.stderr = stderr
+        self.started = started
+        self.text = ""                            # for people
+        self.flavour = ""                         # of the MPI launcher
+        self.call: ranks.Call | None = None       # of a Python function that all ranks run
+
+
+class Commands:
+    """All commands of one agent."""
+
+    def __init__(self, desk: Desk, processes: Processes) -> None:
+        self._desk = desk
+        self._processes = processes
+        self._running: dict[Key, Command] = {}
+        self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
+
+    @property
+    def busy(self) -> bool:
+        """Something is to be done at each tick."""
+        return bool(self._lingering)
+
+    def start(self, attempt: Attempt, now: float) -> Commanded | None:
+        """Start an attempt's command; what is returned at once is that it could not be started."""
+        desk, item = self._desk, attempt.item
+        workdir = desk.workdir(item)
+        command = Command(attempt, workdir, *desk.streams(item, workdir), now)
+        try:
+            Path(workdir).mkdir(parents=True, exist_ok=True)
+            self._spawn(command)
+        except StartError as exc:
+            if exc.returncode is None:
+                return self._unstarted(command, LaunchFailed(f"{exc} (on {desk.host})"), Fault.LAUNCHER)
+            self._note(command, f"{exc}\n")
+            return self._judged(command, exc.returncode, now, str(exc))
+        except (BadStdStream, InvalidOption) as exc:
+            return self._unstarted(command, exc, Fault.TASK)
+        except OSError as exc:
+            error = LaunchFailed(f"the directory {workdir} cannot be prepared on {desk.host}: {exc.strerror or exc}")
+            return self._unstarted(command, error, Fault.LAUNCHER)
+        self._running[attempt.key] = command
+        return None
+
+    def _spawn(self, command: Command) -> None:
+        desk, attempt = self._desk, command.attempt
+        item, group, slot = attempt.item, attempt.group, attempt.slot
+        assert slot is not None
+        extra, options, resources = item.spec.extra or _NO_EXTRA, group.task_class.options, group.resources
+        words: str | list[str] | None = attempt.command if attempt.command is not None else extra.command
+        pool = desk.core.pools[group.task_class.pool]
+        if group.app.kind is AppKind.PYTHON:
+            command.call = ranks.prepare(desk, attempt, pool, command.workdir)
+            words = command.call.argv
+        assert words is not None
+        command.text = words if isinstance(words, str) else shlex.join(words)
+        directory = os.path.join(command.workdir, f".balsamfut-{item.attempt}")
+        environ = {**dict(options.environment), "BALSAMFUT_TASK_ID": str(item.task),
+                   "BALSAMFUT_ATTEMPT": str(item.attempt), "BALSAMFUT_WORKDIR": command.workdir}
+        plan = launch.plan(resources, slot.placement, desk.platform, desk.names, command=words, environ=environ,
+                           preamble=options.shell_preamble, directory=directory, pretend=desk.pretend)
+        if plan.files:
+            os.makedirs(directory, exist_ok=True)
+            for name, content in plan.files.items():
+                Path(directory, name).write_bytes(content)
+        if not resources.serial:
+            command.flavour = desk.platform.launcher.flavour
+        self._processes.spawn(
+            attempt.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir,
+            mark=f"{desk.token}:{item.task}:{item.attempt}", stdout=command.stdout,
+            stderr=command.stderr if command.stderr != command.stdout else None,
+            stdout_mode=extra.stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
+
+    def _note(self, command: Command, text: str) -> None:
+        """What a shell would have written, where a shell would have written it."""
+        try:
+            with open(command.stderr, "a") as file:
+                file.write(text)
+        except OSError:
+            pass
+
+    def signal(self, key: Key, number: int) -> None:
+        """Send a signal to all processes of a command; 9: until none is left."""
+        if key not in self._running:
+            return
+        if number == signal.SIGKILL:
+            self._processes.kill(key)
+        else:
+            self._processes.signal(key, number)
+
+    def ended(self, exit: Exit, now: float) -> list[Event]:
+        """A command's first process has ended: what it left behind is ended too, then its end is told."""
+        key: Key = exit.key  # type: ignore[assignment]
+        command = self._running[key]
+        thorough = bool(command.flavour)
+        if self._processes.remains(key, thorough=thorough):
+            self._processes.kill(key)
+            if self._processes.remains(key, thorough=thorough):
+                self._lingering[key] = (exit, now)
+                return []
+        del self._running[key]
+        return [self._judged(command, exit.returncode, now, "")]
+
+    def linger(self) -> list[Event]:
+        """Look again for what ended commands left behind."""
+        events: list[Event] = []
+        for key, (exit, when) in list(self._lingering.items()):
+            del self._lingering[key]
+            events += self.ended(exit, when)
+        return events
+
+    # ---- how it ended
+
+    def _detail(self, command: Command, returncode: int | None) -> Detail:
+        return Detail(returncode=returncode, host=self._desk.host, workdir=command.workdir, stdout=command.stdout,
+                      stderr=command.stderr, attempt=command.attempt.item.attempt)
+
+    def _unstarted(self, command: Command, error: Exception, fault: Fault) -> Commanded:
+        return Commanded(command.attempt.key, None, command.started, fault, error_payload(error), str(error),
+                         self._detail(command, None))
+
+    def _judged(self, command: Command, returncode: int, ended: float, why: str) -> Commanded:
+        attempt = command.attempt
+        detail = self._detail(command, returncode)
+        fault, line = launch.judge(command.flavour, returncode, self._said(command) if returncode else "")
+        key, app, item = attempt.key, attempt.group.app.name, attempt.item
+        if fault not in (Fault.NONE, Fault.TASK):
+            text = f"{app} (task {item.task}) on {self._desk.host}: {line}"
+            return Commanded(key, returncode, command.started, fault, error_payload(LaunchFailed(text)), text, detail)
+        if command.call is not None:
+            outcome = command.call.outcome()
+            if outcome is not None:
+                ok, payload, error = outcome
+                return Commanded(key, returncode, command.started, Fault.NONE if ok else Fault.TASK, payload, error,
+                                 detail)
+        if fault is Fault.TASK:
+            payload, text = self._desk.shell_error(item, app, returncode, why or line, command.text)
+            return Commanded(key, returncode, command.started, fault, payload, text, detail)
+        missing = missing_files((item.spec.extra or _NO_EXTRA).outputs, command.workdir)
+        if missing:
+            exc = missing_outputs(app, missing)
+            return Commanded(key, returncode, command.started, Fault.TASK, error_payload(exc), str(exc), detail)
+        result = ShellResult(returncode, command.stdout, command.stderr, command.workdir)
+        return Commanded(key, returncode, command.started, Fault.NONE, pickle.dumps(result, 5), "", detail)
+
+    def _said(self, command: Command) -> str:
+        """What a launcher's verdict is read from."""
+        if not command.flavour:
+            return ""
+        said = tail(command.stderr, 8192)
+        return said if command.stderr == command.stdout else tail(command.stdout, 8192) + said

@@ -1,0 +1,99 @@
+"""The way to the interchange: the connection file, the socket, and how long there has been nobody at its other end.
+
+Knows how to find an interchange, and not what is said.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from balsamfut.messages import PROTOCOL, Message, ToPilot
+from balsamfut.wire import Link, Poller
+
+SILENCE: Final = 6.0
+"""Seconds without a word after which an interchange that cannot be looked at counts as gone."""
+
+
+class Connection(msgspec.Struct):
+    """What `interchange.json` says."""
+
+    pid: int
+    host: str
+    epoch: int
+    clients: str
+    pilots: str
+    protocol: int = PROTOCOL
+
+
+class Uplink:
+    """The link to the interchange that serves the site now."""
+
+    def __init__(self, site: Path, address: str, poller: Poller, now: float) -> None:
+        self._file = site / "interchange.json"
+        self._poller = poller
+        self.known = self._read()
+        self.link = Link(address, ToPilot)
+        self.heard = now                  # when the interchange last said something
+        self.away: float | None = None    # since when there is nobody
+        poller.register(self.link)
+
+    @property
+    def clients(self) -> str:
+        """The address of the clients' door; "" where it is not known."""
+        return self.known.clients if self.known is not None else ""
+
+    def receive(self, limit: int, now: float) -> list[Message]:
+        messages = self.link.receive(limit)
+        if messages:
+            self.heard = now
+            self.away = None
+        return messages
+
+    def look(self, now: float) -> bool:
+        """Look whether the interchange is still there; True: there is a new one, and the link leads to it."""
+        found = self._read()
+        if found is not None and found.pilots != self.link.address and self._alive(found):
+            self._poller.unregister(self.link)
+            self.link.close()
+            self.link = Link(found.pilots, ToPilot)
+            self._poller.register(self.link)
+            self.known, self.heard, self.away = found, now, None
+            return True
+        if found is not None:
+            self.known = found
+        there = now - self.heard < SILENCE if found is None else self._alive(found, now)
+        if there:
+            self.away = None
+        elif self.away is None:
+            self.away = now
+        return False
+
+    def _read(self) -> Connection | None:
+        """None: there is no such file, or it is not whole."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Connection)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _alive(self, found: Connection, now: float | None = None) -> bool:
+        """An interchange of another host is alive while it speaks; one of this host while its process is there."""
+        if found.host != os.uname().nodename:
+            return now is None or now - self.heard < SILENCE
+        try:
+            os.kill(found.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def send(self, message: Message) -> None:
+        self.link.send(message)
+
+    def close(self, linger: float) -> None:
+        self._poller.unregister(self.link)
+        self.link.close(linger)
