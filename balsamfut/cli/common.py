@@ -1,0 +1,71 @@
+"""What commands share: their options, the site that they are about, and the names that people misspell."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from balsamfut.errors import UsageError
+
+if TYPE_CHECKING:
+    from balsamfut.query import Reader
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+site_option: Callable[[F], F] = click.option(
+    "--site", metavar="DIR", help="The site's directory, or one that holds a .balsamfut.")
+json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+task_argument: Callable[[F], F] = click.argument("task", metavar="ID", type=click.IntRange(min=1))
+
+MARKS: Final = ("balsamfut.db", "settings.toml", "interchange.owner", "interchange.lock", "interchange.json")
+"""Files one of which every site has."""
+
+
+def find_site(given: str | None) -> Path:
+    """The directory of the site that is meant.  Raises UsageError saying where it was looked for."""
+    from balsamfut.executor.local import site_directory
+
+    start = site_directory(given)
+    places = [start] if start.name == ".balsamfut" else [start, start / ".balsamfut"]
+    for place in places:
+        if any((place / mark).is_file() for mark in MARKS):
+            return place
+    where = f"{places[0]} is none" if len(places) == 1 else f"neither {places[0]} nor {places[1]} is one"
+    raise UsageError(f"there is no site here: {where}; a script's Executor makes one, and --site or BALSAMFUT_SITE "
+                     "name another")
+
+
+def open_reader(site: Path) -> Reader:
+    """The site's database, for reading."""
+    from balsamfut.query import open_site
+
+    return open_site(site)
+
+
+def close_names(name: str, names: Iterable[str]) -> str:
+    """A hint for a name that there is not."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are {', '.join(known[-10:])}" if known else "there are none yet"
+
+
+def known_campaign(reader: Reader, name: str | None) -> str | None:
+    """The name, if it is a campaign's or none was given.  Raises UsageError."""
+    names = [campaign.name for campaign in reader.campaigns()] if name is not None else []
+    if name is not None and name not in names:
+        raise UsageError(f"there is no campaign {name!r} here; {close_names(name, names)}")
+    return name
+
+
+def known_app(reader: Reader, name: str | None) -> str | None:
+    """The name, if it is an app's or none was given.  Raises UsageError."""
+    names = list(dict.fromkeys(app.name for app in reader.apps())) if name is not None else []
+    if name is not None and name not in names:
+        raise UsageError(f"there is no app {name!r} here; {close_names(name, names)}")
+    return name

@@ -1,0 +1,112 @@
+"""`balsamfut resume`: go on with what campaigns left unfinished; what it says, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from balsamfut.cli import common, output
+from balsamfut.errors import UsageError
+
+if TYPE_CHECKING:
+    from balsamfut.query import Reader
+
+NAMED = 5   # failed or held tasks that are told of one by one
+
+
+@click.command("resume")
+@click.argument("place", metavar="[SITE]", required=False)
+@click.option("--campaign", metavar="NAME", help="Only this campaign.")
+@click.option("--retry-failed", is_flag=True, help="Try again, too, what failed, and what could not run for that.")
+@click.option("--wait/--no-wait", default=True, help="Wait until all is over.  --no-wait is refused where the "
+              "interchange lives only while somebody waits, as that of a site which a script made for itself does.")
+@common.site_option
+@common.json_option
+def command(place: str | None, campaign: str | None, retry_failed: bool, wait: bool, site: str | None,
+            as_json: bool) -> int:
+    """Go on with what campaigns left unfinished, without their scripts.
+
+    Finds or starts the interchange of SITE (default: as for --site), with the platform, nodes and max_workers that each
+    campaign's newest script asked for, and waits until its tasks are over.  Held tasks are named and not waited for.
+    Cancelled ones stay cancelled.
+
+    The exit code is 1 if tasks of these campaigns have failed or are held.  With --json: {"resume": {"campaigns":
+    [{"name", "counts", "failed", "held"}]}}; what goes on meanwhile is told on stderr.
+    """
+    from balsamfut.cli import resuming
+
+    if not wait:
+        raise UsageError("--no-wait cannot be: the interchange of this site lives only while a script or a command is "
+                         "connected to it, and here that is this command; leave --no-wait out, or let the shell keep "
+                         "it running: nohup balsamfut resume &")
+    if place and site:
+        raise click.UsageError("SITE is given twice: as an argument and by --site")
+    directory = common.find_site(place or site)
+    again = f"balsamfut resume{_quoted(place or site)}"
+    with common.open_reader(directory) as reader:
+        plans = resuming.plan(reader, common.known_campaign(reader, campaign), retry_failed)
+        if not plans:
+            return nothing_to_do(reader, campaign, again, as_json)
+        try:
+            for one in plans:
+                resuming.Resumption(directory, reader, one, retry_failed).run()
+        except KeyboardInterrupt:
+            output.say("interrupted; the interchange stops unless a script uses it, what is recorded stays, and "
+                       f"`{again}` goes on with it")
+            return 130
+        return summarize(reader, [name for one in plans for name in one.campaigns], again, as_json)
+
+
+def nothing_to_do(reader: Reader, campaign: str | None, again: str, as_json: bool) -> int:
+    counts = reader.count(campaign=campaign)
+    if as_json:
+        output.print_json("resume", {"campaigns": []})
+        return 0
+    failed = counts.get("FAILED", 0) + counts.get("UPSTREAM_FAILED", 0)
+    hint = f"; `{again} --retry-failed` tries again what failed" if failed else ""
+    where = f"in campaign {campaign}" if campaign else "here"
+    click.echo(f"nothing is unfinished {where}: {output.counted(counts)}{hint}")
+    return 0
+
+
+def summarize(reader: Reader, campaigns: list[str], again: str, as_json: bool) -> int:
+    """Tell how the campaigns stand; returns the exit code."""
+    told = [standing(reader, name) for name in campaigns]
+    if as_json:
+        output.print_json("resume", {"campaigns": told})
+    else:
+        for one in told:
+            print_standing(one, again)
+    bad = ("FAILED", "UPSTREAM_FAILED", "HELD", "WAITING")
+    return 1 if any(one["counts"].get(state) for one in told for state in bad) else 0
+
+
+def standing(reader: Reader, name: str) -> dict[str, Any]:
+    """Counts, and the failed and held tasks: the first of them."""
+    def first(state: str) -> list[dict[str, Any]]:
+        found = reader.tasks(state=state, campaign=name, limit=NAMED) if counts.get(state) else []
+        return [{"id": task.id, "app": task.app, "why": output.line(task.reason or task.error)} for task in found]
+
+    counts = reader.count(campaign=name)
+    return {"name": name, "counts": counts, "failed": first("FAILED"), "held": first("HELD")}
+
+
+def print_standing(one: dict[str, Any], again: str) -> None:
+    name, counts = one["name"], one["counts"]
+    click.echo(f"{name}: {output.counted(counts)} of {sum(counts.values())}")
+    for kind, state in (("failed", "FAILED"), ("held", "HELD")):
+        for task in one[kind]:
+            click.echo(f"  {kind}: task {task['id']} ({task['app']}): {task['why']}")
+        if counts.get(state, 0) > len(one[kind]):
+            click.echo(f"  ... and {counts[state] - len(one[kind])} more: balsamfut task ls --state {state.lower()} "
+                       f"--campaign{_quoted(name)}")
+    if counts.get("FAILED") or counts.get("UPSTREAM_FAILED"):
+        click.echo(f"  to try again what failed: {again} --retry-failed --campaign{_quoted(name)}")
+
+
+def _quoted(word: str | Path | None) -> str:
+    import shlex
+
+    return f" {shlex.quote(str(word))}" if word else ""
