@@ -3,7 +3,8 @@
 The agent starts `python -I -S -E guardian.py` with a pipe as standard input and writes one line: its token.  A byte
 after that line is a goodbye: nothing is left, the guardian ends at once.  The end of the pipe without one means that
 the agent has died: the guardian kills all that carry the token in their environment, and what descends from them,
-until it finds none.  It removes nothing else.
+until it finds none.  It removes nothing else.  What gave up its parents, its session and its environment, all three,
+is out of its sight; the agent itself still finds that, by adopting it.
 
 The agent looks for processes with the same functions (balsamfut.pilot.process), so they stand here: this file runs by
 itself and must import nothing of balsamfut, and of the standard library only what starts fast (no typing, no signal).
@@ -133,13 +134,17 @@ def end(find: Callable[[dict[int, Row]], set[int]], patience: float, looks: int 
 
 def strike(rows: dict[int, Row], victims: set[int]) -> None:
     """SIGKILL to these processes, if they are still those that were seen."""
+    def same(pid: int) -> bool:
+        now = row(pid)
+        return now is not None and pid in rows and now.start == rows[pid].start
+
     # By groups first: the kernel does a whole group at once, and no fork of a member gets away meanwhile.
     outside = {each.group for pid, each in rows.items() if pid not in victims}
     for group in {rows[pid].group for pid in victims} - outside:
-        _send(-group)
+        if same(group) or row(group) is None:  # else the number is another's by now
+            _send(-group)
     for pid in victims:
-        now = row(pid)
-        if now is not None and now.start == rows[pid].start:
+        if same(pid):
             _send(pid)
 
 

@@ -293,16 +293,25 @@ def test_a_daemon_that_left_everything_behind_stays_until_all_whose_it_may_be_ar
         procs: Processes, tmp_path: Path) -> None:
     bash(procs, "echo ready; exec sleep 1000", tmp_path / "a", key="a")
     bash(procs, "(setsid env -i /bin/sleep 1000 & echo $!); echo ready", tmp_path / "b", key="b")
-    reaped(procs, count=1)
     [daemon] = pids_in(tmp_path / "b")
     eventually(lambda: psutil.Process(daemon).environ() == {} and os.getsid(daemon) == daemon, "it is free")
-    assert procs.remains("b") in ([], [daemon])  # by its session, if we looked before it was free
-    procs.kill("a")
     reaped(procs, count=1)
-    assert procs.remains("a") in ([], [daemon])
-    procs.kill("a", "b")
-    assert not alive(daemon) or procs.end() == []
+    assert procs.remains("b") == [] and alive(daemon)  # it may be a's
+    assert procs.kill("a") == []                       # now it can be nobody's else
     assert not alive(daemon)
+
+
+def test_a_process_that_got_the_pid_of_an_attempt_that_is_over_is_not_taken_for_it(
+        procs: Processes, tmp_path: Path) -> None:
+    root = bash(procs, "(setsid sleep 1000 & echo $!); echo ready", tmp_path / "out")
+    [left] = pids_in(tmp_path / "out")
+    reaped(procs, count=1)
+    assert procs.remains("k") == [left]
+    other = process.guardian.row(os.getpid())
+    assert other
+    other.session = root
+    rows = process.guardian.table() | {root: other, 10**6: other}
+    assert procs._members(rows, [procs._attempts["k"]]) == {left}
 
 
 def test_a_gentle_signal_reaches_the_whole_tree_and_only_it(procs: Processes, tmp_path: Path) -> None:
@@ -352,6 +361,26 @@ def test_processes_that_a_daemon_started_for_an_attempt_are_found_by_its_mark(
         os.kill(pid, signal.SIGKILL)
 
 
+def test_an_mpi_program_is_killed_with_its_launcher_and_all_ranks(procs: Processes, tmp_path: Path) -> None:
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    script = "echo $$ >> ranks; trap '' TERM; while :; do sleep 0.1; done"
+    for key, first in (("whole", False), ("launcher first", True)):
+        folder = tmp_path / key
+        folder.mkdir()
+        child = procs.spawn(key, [str(mpiexec), "-n", "3", "bash", "-c", script], env=ENV, cwd=folder,
+                            mark=f"t:{key}:1", stdout="out")
+        ranks = folder / "ranks"
+        eventually(lambda ranks=ranks: ranks.exists() and len(pids_in(ranks)) == 3, "three ranks run")
+        if first:
+            os.kill(child.pid, signal.SIGKILL)
+            reaped(procs, count=1)
+        assert procs.kill(key) == []
+        assert not any(map(alive, pids_in(ranks)))
+        if not first:
+            reaped(procs, count=1)
+        assert procs.remains(key, thorough=True) == []
+
+
 def test_several_attempts_are_killed_in_one_go_and_others_live(procs: Processes, tmp_path: Path) -> None:
     pids = [bash(procs, "echo ready; exec sleep 1000", tmp_path / str(key), key=key) for key in range(4)]
     assert procs.kill(0, 2, "never") == []
@@ -378,7 +407,7 @@ def test_end_kills_all_that_we_started_and_nothing_that_was_there_before(
 
 
 def test_hundreds_of_children_at_a_time_are_all_seen(procs: Processes) -> None:
-    count = 750  # more than one page of /proc/.../children
+    count = 900  # more than one page of /proc/.../children
     for key in range(count):
         procs.spawn(key, ["/bin/sleep", "1000"], env=ENV, cwd="/", mark=f"t:{key}:1")
     assert len(procs._children() - procs._before) == count

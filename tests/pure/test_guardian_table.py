@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsamfut.pilot.guardian import MARK, Row, family, mark_in
+from balsamfut.pilot import guardian
+from balsamfut.pilot.guardian import MARK, Row, family, mark_in, strike
 
 
 def row(parent: int, session: int, state: str = "S", threads: int = 1) -> Row:
@@ -52,6 +54,28 @@ def test_a_family_is_descendants_and_the_sessions_that_they_lead() -> None:
 def test_the_dead_are_left_out_but_what_descends_from_them_is_not() -> None:
     rows = {20: row(10, 20, "Z"), 21: row(10, 20), 22: row(21, 20)}
     assert family(rows, [20]) == {21, 22}
+
+
+def struck(monkeypatch: pytest.MonkeyPatch, before: dict[int, Row], now: dict[int, Row], victims: set[int]) -> set[int]:
+    sent: list[int] = []
+    monkeypatch.setattr(guardian, "row", now.get)
+    monkeypatch.setattr(guardian, "_send", sent.append)
+    strike(before, victims)
+    return set(sent)
+
+
+def test_a_group_is_killed_as_one_only_if_all_of_it_is_to_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {20: row(10, 20), 21: row(20, 20), 30: row(10, 30), 31: row(30, 30)}
+    assert struck(monkeypatch, rows, rows, {20, 21, 31}) == {-20, 20, 21, 31}
+
+
+def test_a_process_that_got_the_pid_of_one_that_we_saw_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, now = {20: row(10, 20), 21: row(20, 20), 22: row(20, 20)}, {20: row(10, 20), 21: row(20, 20)}
+    now[21].start += 1
+    assert struck(monkeypatch, rows, now, {20, 21, 22}) == {-20, 20}
+    now[20].start += 1
+    assert struck(monkeypatch, rows, now, {20, 21, 22}) == set()
+    assert struck(monkeypatch, {21: row(20, 20)}, {20: row(1, 20), 21: row(20, 20)}, {21}) == {21}
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), min_size=1, max_size=30), st.data())
