@@ -123,7 +123,7 @@ class Attempts:
         task.place = task.error = ""
         task.started = task.ended = 0.0
         task.fault = 0
-        book.move(task, S.ASSIGNED)
+        book.move(task, S.ASSIGNED, whole=task.attempt > 1)
         pilot.held[task.id] = task
         pilot.launches.append(task)
         book.loaded.add(pilot.id)
@@ -239,6 +239,7 @@ class Attempts:
                 book.loaded.add(holder.id)
         if holder is not None:
             self.release(holder, task)
+        plain = not (task.error or task.detail or report.detail or report.joins or task.ran is not None)
         self.record(task, report)
         task.error = ""
         task.payload = report.payload
@@ -249,7 +250,7 @@ class Attempts:
         if report.joins:
             self.join(task, report, now)
             return
-        book.close(task, S.DONE, now)
+        book.close(task, S.DONE, now, whole=not plain)
         if task.dependents or self.flow.pending:
             self.flow.over(task, now)
 

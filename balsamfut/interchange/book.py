@@ -185,22 +185,28 @@ class Book:
 
     def touch(self, task: Task) -> None:
         """Have the task's row written at the end of this turn."""
+        task.whole = True
         if not task.dirty:
             task.dirty = True
             self.writes.tasks.append(task)
 
-    def move(self, task: Task, state: TaskState) -> None:
-        """Change a task's state, by the table; raises IllegalMove."""
+    def move(self, task: Task, state: TaskState, *, whole: bool = True) -> None:
+        """Change a task's state, by the table; raises IllegalMove.
+
+        `whole=False`: a first assignment or a plain success, which change few columns.
+        """
         if state not in MOVES[task.state]:
             raise IllegalMove(f"task {task.id} cannot go from {task.state.name} to {state.name}")
         task.state = state
+        if whole:
+            task.whole = True
         if not task.dirty:
             task.dirty = True
             self.writes.tasks.append(task)
 
-    def close(self, task: Task, state: TaskState, now: float) -> None:
+    def close(self, task: Task, state: TaskState, now: float, *, whole: bool = True) -> None:
         """The task is over: file it, let go of what it needed, tell those who watch."""
-        self.move(task, state)
+        self.move(task, state, whole=whole)
         task.ended = task.ended or now
         task.deps = ()
         task.reason = ""

@@ -19,7 +19,7 @@ class Task:
         "id", "campaign", "session", "parent", "cls", "spec", "state", "submitted",
         "attempt", "failures", "losses", "pilot", "place", "started", "ended", "fault", "error", "payload", "root",
         "reason", "again", "ran", "detail", "joins",
-        "missing", "deps", "dependents", "watchers", "stored", "dirty",
+        "missing", "deps", "dependents", "watchers", "stored", "dirty", "whole",
     )
 
     id: int
@@ -52,7 +52,8 @@ class Task:
     dependents: list[Task] | None  # those that need (or join) this one, while it is not over
     watchers: tuple[int, ...]      # sessions to be told
     stored: bool                   # its row exists
-    dirty: bool                    # its row is to be written at the end of this turn
+    dirty: bool                    # its row is to be written at the end of this turn ...
+    whole: bool                    # ... all of it: more has changed than a first assignment or a plain success changes
 
     def __init__(self, id: int, campaign: int, session: int, parent: int, cls: int, spec: TaskSpec,
                  state: TaskState, submitted: float) -> None:
@@ -69,7 +70,7 @@ class Task:
         self.started = self.ended = 0.0
         self.payload = self.again = self.ran = self.detail = self.joins = self.dependents = None
         self.deps = self.watchers = ()
-        self.stored = self.dirty = False
+        self.stored = self.dirty = self.whole = False
 
 
 @dataclass(slots=True)

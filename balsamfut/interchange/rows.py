@@ -38,10 +38,14 @@ _decode_resources = msgspec.msgpack.Decoder(Resources).decode
 _decode_ids = msgspec.msgpack.Decoder(tuple[int, ...]).decode
 _decode_pool = msgspec.msgpack.Decoder(Pool).decode
 
+_DONE: Final = int(TaskState.DONE)
+_ASSIGNED: Final = int(TaskState.ASSIGNED)
 _STATES: Final = {int(state): state for state in TaskState}
 _TASK: Final = tuple(column.name for column in schema.tasks.c)
 NEW: Final = (*_TASK[:_TASK.index("failures")], "pilot")        # what a task has that was just submitted and assigned
-NEWEST: Final = (*_TASK[_TASK.index("state"):], "which_id")     # what changes
+NEWEST: Final = ("cls", *_TASK[_TASK.index("state"):], "which_id")   # what changes
+ASSIGNED: Final = ("state", "attempt", "pilot", "which_first", "which_last")   # what a first assignment changes
+DONE: Final = ("state", "attempt", "pilot", "place", "started", "ended", "payload", "which_id")   # a plain success
 EVENT: Final = ("time", "kind", "task", "pilot", "text")
 later = attrgetter("failures", "losses", "place", "started", "ended", "fault", "error", "payload", "root", "reason",
                     "again", "ran", "detail", "joins")
@@ -63,10 +67,27 @@ def new_row(t: Task) -> tuple[Any, ...]:
 
 def newest_row(t: Task) -> tuple[Any, ...]:
     error, reason = t.error, t.reason
-    return (int(t.state), t.attempt, t.failures, t.losses, t.pilot, t.place, t.started, t.ended, int(t.fault),
+    return (t.cls, int(t.state), t.attempt, t.failures, t.losses, t.pilot, t.place, t.started, t.ended, int(t.fault),
             clean(error) if error else "", pack_payload(t.payload), t.root, clean(reason) if reason else "",
             None if t.again is None else _pack(t.again), t.ran, None if t.detail is None else _pack(t.detail),
             None if t.joins is None else _pack(t.joins), t.id)
+
+
+def done_row(t: Task) -> tuple[Any, ...]:
+    payload = t.payload
+    return (_DONE, t.attempt, t.pilot, t.place, t.started, t.ended,
+            payload if payload.__class__ is bytes else pack_payload(payload), t.id)
+
+
+def assigned_rows(tasks: list[Task]) -> list[tuple[int, int, int, int, int]]:
+    """First assignments, as runs of tasks with consecutive ids: a thousand tasks are one statement."""
+    runs: list[list[int]] = []
+    for t in tasks:
+        if runs and runs[-1][1] == t.id - 1 and runs[-1][2] == t.pilot:
+            runs[-1][1] = t.id
+        else:
+            runs.append([t.id, t.id, t.pilot])
+    return [(_ASSIGNED, 1, pilot, first, last) for first, last, pilot in runs]
 
 
 def task_from(row: Sequence[Any], needs: tuple[int, ...]) -> Task:

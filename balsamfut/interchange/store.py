@@ -175,6 +175,9 @@ class Store:
         which = tasks.c.id == sa.bindparam("which_id")
         self._insert_task = schema.driver_sql(sa.insert(tasks), rows.NEW, dialect)
         self._update_task = schema.driver_sql(sa.update(tasks).where(which), rows.NEWEST, dialect)
+        self._update_done = schema.driver_sql(sa.update(tasks).where(which), rows.DONE, dialect)
+        run = tasks.c.id.between(sa.bindparam("which_first"), sa.bindparam("which_last"))
+        self._update_assigned = schema.driver_sql(sa.update(tasks).where(run), rows.ASSIGNED, dialect)
         self._insert_edge = schema.driver_sql(sa.insert(schema.edges), ("task", "slot", "needs"), dialect)
         self._insert_tag = schema.driver_sql(sa.insert(schema.tags), ("task", "name", "value"), dialect)
         self._insert_event = schema.driver_sql(sa.insert(schema.events), rows.EVENT, dialect)
@@ -226,9 +229,6 @@ class Store:
 
         Raises SiteTaken, or StoreError: then nothing is written, `writes` is as it was and may be committed again.
         """
-        new = [t for t in writes.tasks if not t.stored]
-        old = [t for t in writes.tasks if t.stored] if len(new) < len(writes.tasks) else []
-        old += [t for t in new if rows.later(t) != rows.NOTHING_LATER]
         self._turn += 1
         with self._clear_errors("write to"):
             transaction = self._connection.begin()
@@ -237,7 +237,7 @@ class Store:
                     transaction.rollback()
                 else:
                     self._check_epoch(self._connection, writing=True)
-                    self._write(self._connection, writes, new, old)
+                    self._write(self._connection, writes)
                     faults.point("interchange.commit.before")
                     if not self._sqlite:
                         self._doubt = (self._turn, writes)
@@ -249,30 +249,52 @@ class Store:
         faults.point("interchange.commit.after")
         for t in writes.tasks:
             t.stored = True
-            t.dirty = False
+            t.dirty = t.whole = False
 
     def _was_done(self, turn: int, doubted: Writes, writes: Writes) -> bool:
         """An earlier commit of the same writes was done, though we saw it fail.  Waits for it if it still goes on."""
         found = self._connection.execute(sa.select(schema.meta.c.epoch, schema.meta.c.turn).with_for_update()).one()
         return doubted is writes and tuple(found) == (self.epoch, turn)
 
-    def _write(self, connection: sa.Connection, writes: Writes, new: list[Task], old: list[Task]) -> None:
+    def _write(self, connection: sa.Connection, writes: Writes) -> None:
         run = connection.exec_driver_sql
         for field, (_table, row) in rows.FEW.items():
             records = getattr(writes, field)
             if records:
                 run(self._upsert[field], [row(record) for record in records])
+        if writes.tasks:
+            self._write_tasks(run, writes.tasks)
+        if writes.edges:
+            run(self._insert_edge, writes.edges)
+        if writes.events:
+            run(self._insert_event, [rows.event_row(e) for e in writes.events])
+
+    def _write_tasks(self, run: Callable[..., Any], tasks: list[Task]) -> None:
+        """New rows, and what changed of old ones: most changes are a first assignment or a plain success."""
+        new: list[Task] = []
+        whole: list[Task] = []
+        done: list[Task] = []
+        assigned: list[Task] = []
+        for t in tasks:
+            if not t.stored:
+                new.append(t)
+                if rows.later(t) != rows.NOTHING_LATER:
+                    whole.append(t)
+            elif t.whole:
+                whole.append(t)
+            else:
+                (done if t.state is TaskState.DONE else assigned).append(t)
         if new:
             run(self._insert_task, [rows.new_row(t) for t in new])
             tags = rows.tag_rows(new)
             if tags:
                 run(self._insert_tag, tags)
-        if old:
-            run(self._update_task, [rows.newest_row(t) for t in old])
-        if writes.edges:
-            run(self._insert_edge, writes.edges)
-        if writes.events:
-            run(self._insert_event, [rows.event_row(e) for e in writes.events])
+        if whole:
+            run(self._update_task, [rows.newest_row(t) for t in whole])
+        if done:
+            run(self._update_done, [rows.done_row(t) for t in done])
+        if assigned:
+            run(self._update_assigned, rows.assigned_rows(assigned))
 
     def close(self) -> None:
         """Let go; the database keeps this epoch until somebody else opens it."""

@@ -127,6 +127,23 @@ def test_a_task_with_something_in_every_column_comes_back_whole(store: Store) ->
     assert made.stored and not made.dirty
 
 
+def test_first_assignments_and_plain_successes_write_what_they_change(store: Store) -> None:
+    made = [task(n) for n in (3, 4, 5, 8, 9)]
+    saved(store, *made)
+    for each, pilot in zip(made, (1, 1, 2, 2, 2), strict=True):
+        each.state, each.attempt, each.pilot = TaskState.ASSIGNED, 1, pilot
+    saved(store, *made[:2], *made[3:])
+    found = store.load_tasks([3, 4, 5, 8, 9])
+    assert [(found[n].state.name, found[n].attempt, found[n].pilot) for n in (3, 4, 5, 8, 9)] == [
+        ("ASSIGNED", 1, 1), ("ASSIGNED", 1, 1), ("READY", 0, 0), ("ASSIGNED", 1, 2), ("ASSIGNED", 1, 2)]
+    for each in made:
+        each.state, each.place, each.started, each.ended = TaskState.DONE, "0:1", 5.0, 6.0
+        each.payload = b"value"
+    saved(store, *made)
+    for number, each in store.load_tasks([3, 4, 5, 8, 9]).items():
+        assert fields_of(each) == fields_of(next(t for t in made if t.id == number))
+
+
 def test_a_change_writes_every_column_that_may_change(store: Store) -> None:
     made = task(9, parent=7, cls=2)
     saved(store, made, task(10))
@@ -134,6 +151,7 @@ def test_a_change_writes_every_column_that_may_change(store: Store) -> None:
     for name in ("state", "attempt", "failures", "losses", "pilot", "place", "started", "ended", "fault", "error",
                  "payload", "root", "reason", "again", "ran", "detail", "joins"):
         setattr(made, name, getattr(other, name))
+    made.whole = True
     saved(store, made)
     assert fields_of(store.load_tasks([9])[9]) == fields_of(made)
     assert store.load_tasks([10])[10].state is S.READY
