@@ -157,6 +157,7 @@ def test_a_change_writes_every_column_that_may_change(store: Store) -> None:
     assert store.load_tasks([10])[10].state is S.READY
     for name in ("payload", "again", "ran", "detail", "joins"):
         setattr(made, name, None)
+    made.whole = True
     saved(store, made)
     assert fields_of(store.load_tasks([9])[9]) == fields_of(made)
 
