@@ -111,7 +111,7 @@ tasks = Table(
     _int("root"), _text("reason"),
     Column("again", LargeBinary), _int("ran", None), Column("detail", LargeBinary), Column("joins", LargeBinary),
     Index("tasks_call", "session", "n", unique=True),
-    Index("tasks_state", "state", "campaign"),
+    # None on state: it would cost a quarter of what a task costs here, and is wanted once, when an interchange starts.
     Index("tasks_parent", "parent", sqlite_where=sa.text("parent > 0"), postgresql_where=sa.text("parent > 0")),
 )
 # Keys lead, so that one index serves the calls of a campaign and the results shared between campaigns.

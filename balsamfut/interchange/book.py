@@ -8,7 +8,7 @@ before it sends the second.  Pure: no socket, file or clock.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -121,8 +121,7 @@ class Book:
         self.next_pilot = world.next_pilot
         self.next_class = world.next_class
         self.tasks: dict[int, Task] = {}                 # not over
-        self.recent: dict[int, Task] = {}                # over, lately
-        self._recent_order: deque[int] = deque()
+        self.recent: OrderedDict[int, Task] = OrderedDict()   # over, lately
         self._recent_bytes = 0
         self.campaigns: dict[int, CampaignRow] = {row.id: row for row in world.campaigns}
         self.campaign_names: dict[str, int] = {row.name: row.id for row in world.campaigns}
@@ -222,20 +221,18 @@ class Book:
 
     def remember(self, task: Task) -> None:
         """Keep a task that is over at hand for a while."""
-        if task.id in self.recent:
+        recent = self.recent
+        if task.id in recent:
             return
-        self.recent[task.id] = task
-        self._recent_order.append(task.id)
-        self._recent_bytes += weight(task.payload)
-        while len(self._recent_order) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES:
-            old = self.recent.pop(self._recent_order.popleft(), None)
-            if old is not None:
-                self._recent_bytes -= weight(old.payload)
+        recent[task.id] = task
+        payload = task.payload
+        self._recent_bytes += weight(payload)
+        while len(recent) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES:
+            self._recent_bytes -= weight(recent.popitem(last=False)[1].payload)
 
     def forget(self, task: Task) -> None:
         """A task that was over is not any more (it is tried again)."""
         if self.recent.pop(task.id, None) is not None:
-            self._recent_order.remove(task.id)
             self._recent_bytes -= weight(task.payload)
 
     def ending(self, task: Task) -> Ending:
