@@ -20,7 +20,6 @@ from balsamfut.errors import (
     DeserializationError,
     InitializerFailed,
     TaskError,
-    TaskKilled,
     UpstreamFailed,
 )
 from balsamfut.executor.core import Ask, Delivery, Refusal
@@ -104,11 +103,9 @@ class Deliverer:
             exc = serialize.loads_exception(ending.payload, self._read)
         if ending.state is TaskState.UPSTREAM_FAILED:
             exc = self._upstream(future, ending, exc)
-        elif ending.state is TaskState.CANCELLED and exc is None:
-            if not ending.error:
-                future.settle(CANCELLED)
-                return
-            exc = TaskKilled(ending.error)
+        elif ending.state is TaskState.CANCELLED and exc is None:  # one that was killed brings its TaskKilled
+            future.settle(CANCELLED)
+            return
         elif exc is None:
             exc = TaskError(ending.error or f"task {task} ({future.app_name}) failed")
         if isinstance(exc, InitializerFailed):

@@ -7,6 +7,7 @@ goes into the future.  This module knows no sockets.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -30,6 +31,7 @@ from balsamfut.options import CallOptions
 
 PROMISE: Final = AppSpec("promise", AppKind.PROMISE, serialize.digest16(b"promise"))
 
+_OURS: Final = __name__.partition(".")[0]
 Occurrences = Counter[bytes]
 _NO_EXTRA: Final = Extra()
 
@@ -204,7 +206,7 @@ class Desk:
                 self._warned.add(name)
                 warnings.warn(f"calls of {name} cannot be found again by a re-run, since an argument has no stable "
                               f"hash: {exc}; give the app key=, or cache_ignore= for that argument", RuntimeWarning,
-                              stacklevel=5)
+                              stacklevel=_callers_level())
             return None
 
     # ---- futures among the arguments
@@ -266,3 +268,13 @@ class Desk:
 
 def _keeper(desk: Desk, promise: Future) -> Callable[[ForeignFuture[Any]], None]:
     return lambda future: desk.keep(promise, future)
+
+
+def _callers_level() -> int:
+    """How far up the user's code is, for a warning that its caller gives."""
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _OURS:
+        frame = frame.f_back
+        level += 1
+    return level

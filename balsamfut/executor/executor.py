@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from uuid import uuid4
 
 from balsamfut import serialize
 from balsamfut.calls import AppLike, CallPlan, plain_parts
@@ -77,7 +76,7 @@ class Executor(concurrent.futures.Executor):
         defaults = load_settings(directory).options()
         pool = _pool(initializer, initargs)
         self._open(
-            Client(directory, _hello(uuid4().hex, campaign, pool, max_workers=max_workers or 0,
+            Client(directory, _hello(os.urandom(16).hex(), campaign, pool, max_workers=max_workers or 0,
                                      platform=platform or "", nodes=nodes or 0),
                    local.Wanted(platform or "", nodes or 0, max_workers or 0)),
             pool, resumable=campaign is not None, defaults=defaults, max_workers=max_workers, wait=wait)
@@ -192,7 +191,10 @@ class Executor(concurrent.futures.Executor):
         client = self._client
         client.closing = True
         if cancel_futures:
-            client.ask(Wish.CANCEL, client.outstanding())
+            left = client.outstanding()
+            for future in left:  # a free worker has its chance, as in a process pool
+                client.wait_known(future)
+            client.ask(Wish.CANCEL, left)
         client.close()
         if wait:
             client.join()

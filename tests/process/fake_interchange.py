@@ -12,6 +12,7 @@ from typing import Any
 
 from balsamfut import messages as m
 from balsamfut import serialize
+from balsamfut.errors import TaskKilled
 from balsamfut.model import AppKind, TaskState
 from balsamfut.wire import Door, Poller, Waker, local_address
 
@@ -164,11 +165,12 @@ class FakeInterchange:
             may = self.states[task] == TaskState.READY
             if may:
                 self.states[task] = TaskState.CANCELLED
-                self.door.send(peer, m.Settled([m.Ending(task, TaskState.CANCELLED)]))
+                self.door.send(peer, m.Settled([m.Ending(task, TaskState.CANCELLED, None, "it was cancelled")]))
             elif isinstance(message, m.KillTasks) and self.states[task] == TaskState.RUNNING:
                 may = True
                 self.states[task] = TaskState.CANCELLED
-                self.door.send(peer, m.Settled([m.Ending(task, TaskState.CANCELLED, None, "killed by you")]))
+                killed = serialize.error_payload(TaskKilled("killed by you"))
+                self.door.send(peer, m.Settled([m.Ending(task, TaskState.CANCELLED, killed, "killed by you")]))
             results.append(may)
         self.door.send(peer, m.Answer(message.request, results))
 

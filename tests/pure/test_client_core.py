@@ -323,7 +323,7 @@ def test_the_cause_comes_with_the_message_where_nobody_has_the_roots_future(deli
 
 def test_cancelled_killed_and_failed_without_an_exception(deliverer: Deliverer) -> None:
     cancelled, killed, failed = future(1), future(2), future(3)
-    deliverer.deliver((cancelled, Ending(1, TaskState.CANCELLED)))
+    deliverer.deliver((cancelled, Ending(1, TaskState.CANCELLED, None, "it was cancelled")))
     deliverer.deliver((killed, Ending(2, TaskState.CANCELLED, serialize.error_payload(TaskKilled("by you")))))
     deliverer.deliver((failed, Ending(3, FAILED, None, "the disk is full")))
     assert cancelled.cancelled()
