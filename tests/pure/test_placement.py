@@ -326,10 +326,10 @@ def _small_node() -> Node:
 SMALL = _small_node()
 requests = st.builds(
     Resources,
-    num_nodes=st.sampled_from([1, 1, 1, 1, 2, 3]), ranks_per_node=st.sampled_from([1, 1, 1, 2, 3, 6]),
-    threads_per_rank=st.sampled_from([1, 1, 2, 3, 5]), threads_per_core=st.sampled_from([1, 1, 2]),
+    num_nodes=st.sampled_from([1, 1, 1, 1, 2, 3]), ranks_per_node=st.sampled_from([1, 1, 2, 3]),
+    threads_per_rank=st.sampled_from([1, 1, 1, 2, 3]), threads_per_core=st.sampled_from([1, 1, 2]),
     gpu_shares=st.sampled_from([0, 0, TILE, TILE, 2 * TILE, TILE // 2, TILE // 4, 3333]),
-    memory=st.sampled_from([0, 0, 0, 30, 60]), node_packing_count=st.sampled_from([0, 0, 0, 0, 1, 2, 3]))
+    memory=st.sampled_from([0] * 7 + [30, 60]), node_packing_count=st.sampled_from([0] * 9 + [1, 2, 3]))
 
 
 class _Ledger:
@@ -382,14 +382,19 @@ class _Ledger:
 class Packing(RuleBasedStateMachine):
     NODES = 3
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(kinds=st.lists(requests, min_size=4, max_size=4, unique=True))
+    def start(self, kinds: list[Resources]) -> None:
+        self.kinds = kinds   # few, so that each comes again and again, as in life
         self.packer = Packer(SMALL, [""] * self.NODES)
         self.ledgers = [_Ledger() for _ in range(self.NODES)]
         self.live: list[tuple[Placement, Resources]] = []
 
-    @rule(r=requests)
-    def place(self, r: Resources) -> None:
+    @rule(kind=st.integers(0, 3), many=st.sampled_from([1, 2, 6]))
+    def place(self, kind: int, many: int) -> None:
+        for _ in range(many):
+            self.place_one(self.kinds[kind])
+
+    def place_one(self, r: Resources) -> None:
         room = sum(ledger.fits(index, r) for index, ledger in enumerate(self.ledgers))
         placement = self.packer.place(r)
         assert (placement is not None) == (room >= r.num_nodes)
@@ -416,15 +421,10 @@ class Packing(RuleBasedStateMachine):
             ledger = self.ledgers[share.node].placed
             ledger.pop(next(i for i, (p, _) in enumerate(ledger) if p is placement))
 
-    @rule(node=st.integers(0, NODES - 1))
-    def drop(self, node: int) -> None:
-        self.packer.drop(node)
-        self.ledgers[node].dropped = True
-
-    @rule(node=st.integers(0, NODES - 1))
-    def restore(self, node: int) -> None:
-        self.packer.restore(node)
-        self.ledgers[node].dropped = False
+    @rule(node=st.integers(0, NODES - 1), well=st.sampled_from([True, True, False]))
+    def drop_or_restore(self, node: int, well: bool) -> None:
+        (self.packer.restore if well else self.packer.drop)(node)
+        self.ledgers[node].dropped = not well
 
     @invariant()
     def nothing_is_booked_twice(self) -> None:
