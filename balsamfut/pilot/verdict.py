@@ -24,7 +24,7 @@ def _rules(*rows: tuple[str, Fault]) -> Rules:
 
 
 _OURS: Final = _rules(
-    (r"balsamfut-wrapper: .*", _LAUNCHER),
+    (r".*balsamfut-wrapper: .*", _LAUNCHER),
     (r"taskset: failed to set .*", _LAUNCHER),   # the cores of the platform's description are not ours here
 )
 _TEXT: Final[dict[str, Rules]] = {
@@ -89,16 +89,19 @@ def judge(flavour: str, returncode: int, stderr_tail: str) -> tuple[Fault, str]:
         for pattern, fault in rules:
             found = pattern.match(line.strip())
             if found:
-                return fault, _told(flavour, returncode, found[0])
+                return fault, _told(returncode, found[0], stderr_tail)
     if returncode in _CODES.get(flavour, {}):
         return _CODES[flavour][returncode]
     return _TASK, _plainly(returncode)
 
 
-def _told(flavour: str, returncode: int, line: str) -> str:
+def _told(returncode: int, line: str, text: str) -> str:
+    exit_string = re.search(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: (.*)", text)
+    if exit_string and line.startswith(("=", "YOUR ")):   # Hydra, whose code does not tell a signal from an exit
+        return exit_string[1][:_LONGEST]
     if line.startswith(("=", "Exit code:", "prterun noticed")):   # the code says more
         return _plainly(returncode)
-    return line.removeprefix("YOUR APPLICATION TERMINATED WITH THE EXIT STRING: ")[:_LONGEST]
+    return line[:_LONGEST]
 
 
 def _plainly(returncode: int) -> str:
