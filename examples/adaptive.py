@@ -3,11 +3,11 @@
     pip install -e .[examples]              # once, in the directory above
     python examples/adaptive.py
 
-Nineteen atoms with Lennard-Jones forces have thousands of stable arrangements; the best is known, two icosahedra grown
-into each other, at -72.659782 (in units of the well depth).  The script looks for it by basin hopping from random starts.
-A hop moves the atoms a little and relaxes them, and is a task.  At most --in-flight of them are under way; when one
-arrives, its search hops on from there if that is better, tries again if not, and makes room for the next start when it is
-stuck.
+Nineteen atoms with Lennard-Jones forces have thousands of stable arrangements.  The best is known, two icosahedra
+grown into each other, at -72.659782 (in units of the well depth).  The script looks for it by basin hopping from
+random starts.  A hop moves the atoms a little and relaxes them, and is a task.  At most --in-flight of them are under
+way; when one arrives, its search hops on from there if that is better, tries again if not, and makes room for the next
+start when it is stuck.
 
 What a search does next depends on its own results alone, never on which search was faster.  So run again the script
 makes the same calls, and because the campaign has a name it finds their results: kill it at any moment and start anew.
