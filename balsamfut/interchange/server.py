@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import logging
 import os
 import secrets
@@ -32,7 +33,7 @@ from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
-from balsamfut.messages import PROTOCOL, Enrol, FromClient, FromPilot, Hello, Message, Notice, Reports
+from balsamfut.messages import PROTOCOL, Enrol, FromClient, FromPilot, Hello, Message, Notice, Reports, Submit
 from balsamfut.model import Resources
 from balsamfut.placement import Packer
 from balsamfut.wire import Door, Poller, Waker, local_address
@@ -40,7 +41,9 @@ from balsamfut.wire import Door, Poller, Waker, local_address
 log = logging.getLogger(__name__)
 
 DRAIN: Final = 256
-"""Messages of each door in one turn."""
+"""Messages of each door in one turn ..."""
+WORK: Final = 1024
+"""... and calls and reports in them: pilots shall not wait for the end of a long turn."""
 TICK: Final = 0.2
 """Seconds between looks at what time alone brings."""
 GIVE_UP: Final = 600.0
@@ -146,6 +149,11 @@ class Server:
         """Serve until there is no need to."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.on_signal)
+        # Tasks hold each other only while they wait: what is over is freed without the collector, which would look
+        # through every queued task again and again.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
         self.inherit()
         self.announce()
         if self.store.notice:
@@ -183,15 +191,9 @@ class Server:
     def drain(self, ready: list[Any], now: float) -> None:
         for item in ready:
             if item is self.clients:
-                for peer, message in self.clients.receive(DRAIN):
-                    self.look_up(partial(self.core.wanted_client, peer, message), message)
-                    self.core.client(peer, message, now)
-                    if isinstance(message, Hello):
-                        self.watch_process(message)
+                self.drain_clients(now)
             elif item is self.pilots:
-                for peer, message in self.pilots.receive(DRAIN):
-                    self.look_up(partial(self.core.wanted_pilot, peer, message))
-                    self.core.pilot(peer, message, now)
+                self.drain_pilots(now)
             elif item is self.waker:
                 self.waker.clear()
                 self.waker.arm()
@@ -199,6 +201,30 @@ class Server:
                 self.process_ended(item, now)
             else:
                 self.blocks_changed(now)
+
+    def drain_clients(self, now: float) -> None:
+        core, work = self.core, 0
+        for _ in range(DRAIN):
+            for peer, message in (got := self.clients.receive(1)):
+                self.look_up(partial(core.wanted_client, peer, message), message)
+                core.client(peer, message, now)
+                if isinstance(message, Submit):
+                    work += len(message.specs)
+                elif isinstance(message, Hello):
+                    self.watch_process(message)
+            if not got or work >= WORK:
+                break
+
+    def drain_pilots(self, now: float) -> None:
+        core, work = self.core, 0
+        for _ in range(DRAIN):
+            for peer, message in (got := self.pilots.receive(1)):
+                self.look_up(partial(core.wanted_pilot, peer, message))
+                core.pilot(peer, message, now)
+                if isinstance(message, Reports):
+                    work += len(message.reports)
+            if not got or work >= WORK:
+                break
 
     def look_up(self, wanted: Callable[[], Wanted | None], message: Message | None = None) -> None:
         """Read from the database what a message needs, until it needs no more."""
