@@ -41,7 +41,10 @@ from typing import Any
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    exc = cls.__new__(cls, *args)
+    try:
+        exc = cls.__new__(cls, *args)
+    except TypeError:   # MemoryError has a __new__ of its own, which CPython refuses for a class that has two bases
+        exc = BaseException.__new__(cls, *args)
     exc.args = args
     exc.__dict__.update(state)
     return exc

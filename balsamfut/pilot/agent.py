@@ -123,11 +123,12 @@ class Agent:
         return max(0.0, due - now)
 
     def turn(self, now: float) -> None:
-        for message in self.uplink.receive(256, now):
-            self.hear(message, now)
+        # What has ended comes first: an order to end it comes too late.
         for event in self.squad.listen():
             self.handle(event, now)
         self.reap(now)
+        for message in self.uplink.receive(256, now):
+            self.hear(message, now)
         if now - self._tick >= TICK:
             self.tick(now)
         if now - self._beat >= BEAT:

@@ -6,6 +6,7 @@ making or the interchange.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shlex
@@ -15,13 +16,14 @@ from typing import Final
 
 from balsamfut.errors import BadStdStream, InvalidOption, LaunchFailed
 from balsamfut.messages import Detail, Fault
-from balsamfut.model import AppKind, Extra, ShellResult
+from balsamfut.model import AppKind, Extra, Pool, ShellResult
 from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
 from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.queue import Attempt
 from balsamfut.pilot.stage import missing_files, missing_outputs
+from balsamfut.platforms import Launcher, probe
 from balsamfut.raised import error_payload
 
 _NO_EXTRA: Final = Extra()
@@ -50,6 +52,7 @@ class Commands:
         self._desk = desk
         self._processes = processes
         self._running: dict[Key, Command] = {}
+        self._launcher: Launcher | None = None
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
 
     @property
@@ -93,19 +96,31 @@ class Commands:
         directory = os.path.join(command.workdir, f".balsamfut-{item.attempt}")
         environ = {**dict(options.environment), "BALSAMFUT_TASK_ID": str(item.task),
                    "BALSAMFUT_ATTEMPT": str(item.attempt), "BALSAMFUT_WORKDIR": command.workdir}
+        launcher = None if resources.serial else self._launcher_for(pool)
+        if launcher is not None:
+            command.flavour = launcher.flavour
         plan = launch.plan(resources, slot.placement, desk.platform, desk.names, command=words, environ=environ,
-                           preamble=options.shell_preamble, directory=directory, pretend=desk.pretend)
+                           preamble=options.shell_preamble, directory=directory, launcher=launcher,
+                           pretend=desk.pretend)
         if plan.files:
             os.makedirs(directory, exist_ok=True)
             for name, content in plan.files.items():
                 Path(directory, name).write_bytes(content)
-        if not resources.serial:
-            command.flavour = desk.platform.launcher.flavour
         self._processes.spawn(
             attempt.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir,
             mark=f"{desk.token}:{item.task}:{item.attempt}", stdout=command.stdout,
             stderr=command.stderr if command.stderr != command.stdout else None,
             stdout_mode=extra.stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
+
+    def _launcher_for(self, pool: Pool) -> Launcher:
+        """The platform's MPI launcher; where that is left open, or the nodes are pretended, the one of this host."""
+        if self._launcher is None:
+            known = self._desk.platform.launcher
+            found = known if known.flavour and not self._desk.pretend else probe.launcher(self._desk.environ(pool))
+            if isinstance(found, str):
+                raise StartError(errno.ENOENT, found, None)
+            self._launcher = found
+        return self._launcher
 
     def _note(self, command: Command, text: str) -> None:
         """What a shell would have written, where a shell would have written it."""

@@ -149,7 +149,8 @@ class Core(Ledger):
         attempt.slot, attempt.started, attempt.detail = None, event.started, event.detail
         self.limited.pop(attempt.key, None)
         fault = event.fault
-        if attempt.cause in (Fault.KILLED, Fault.PILOT) and fault is not Fault.NONE:
+        # A shell whose children were told to stop may well end with 0: that is no success.
+        if attempt.cause in (Fault.KILLED, Fault.PILOT):
             self._over(attempt, attempt.cause)
         elif attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
             self._failed(attempt, attempt.cause, None, "")

@@ -1,4 +1,4 @@
-"""The interchange's part, played for a real agent: one door, apps by function, and waiting for what the pilot reports."""
+"""The interchange's part, played for a real agent: one door, apps by function, and waiting for reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ from balsamfut.messages import (
     Stop,
 )
 from balsamfut.model import AppKind, AppSpec, Extra, Hook, Options, Payload, Pool, Resources, TaskClass, TaskSpec
-from balsamfut.platforms import Platform
 
 PATIENCE = 20.0
 
@@ -195,10 +194,10 @@ class Interchange:
         assert payload is not None, self.end(task)
         return serialize.loads_exception(payload, lambda blob: serialize.fetch(blob, self.objects))
 
-    def forget(self) -> None:
-        """Forget what was reported, for the next part of a test."""
-        self.reports.clear()
-        self.exits.clear()
+    def flagged(self, path: Path | str) -> None:
+        """Wait until a task has made this file."""
+        self.until(Path(path).exists)
+
 
     def close(self) -> None:
         self.poller.unregister(self.door)
@@ -208,11 +207,11 @@ class Interchange:
 class Pilot:
     """A real agent process."""
 
-    def __init__(self, site: Path, door: wire.Door, *, cores: int = 2, platform: Platform | str = "workstation",
+    def __init__(self, site: Path, door: wire.Door, *, cores: int = 2, platform: str = "workstation",
                  nodes: int = 1, environ: dict[str, str] | None = None, grace: float = 15.0, number: int = 1) -> None:
         argv = [sys.executable, "-P", "-m", "balsamfut.pilot.agent", "--site", str(site), "--pilot", str(number),
-                "--token", f"t{os.getpid()}-{time.monotonic_ns()}", "--address", door.address, "--orphan-grace", str(grace),
-                "--platform", str(platform), "--nodes", str(nodes)]
+                "--token", f"t{os.getpid()}-{time.monotonic_ns()}", "--address", door.address,
+                "--orphan-grace", str(grace), "--platform", platform, "--nodes", str(nodes)]
         argv += ["--cores", str(cores)] if platform == "workstation" else ["--pretend"]
         self.process = subprocess.Popen(argv, env={**os.environ, **(environ or {})})
 

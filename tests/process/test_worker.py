@@ -62,7 +62,8 @@ def test_slots_are_filled_with_the_values_of_other_tasks(play: Interchange) -> N
 
     packed, futures = serialize.dumps_args(([TaskFuture()],), {})
     assert len(futures) == 1
-    assert play.value(play.run(play.app(ident), packed=packed, values=[serialize.dumps_result("inside")[0]])) == ["inside"]
+    values = [serialize.dumps_result("inside")[0]]
+    assert play.value(play.run(play.app(ident), packed=packed, values=list(values))) == ["inside"]
 
 
 def test_large_arguments_and_results_travel_as_files(play: Interchange) -> None:
@@ -341,7 +342,8 @@ def test_an_initializer_that_raises_breaks_its_pool_once_and_for_all(play: Inter
     for task in tasks:
         assert play.end(task).fault is Fault.POOL
         error = play.error(task)
-        assert isinstance(error, InitializerFailed) and isinstance(error.__cause__, OSError) and "no licence" in str(error)
+        assert isinstance(error, InitializerFailed) and "no licence" in str(error)
+        assert isinstance(error.__cause__, OSError)
     later = play.run(cls, 1)
     assert play.end(later).fault is Fault.POOL
     assert 1 <= flag.read_text().count("tried") <= 2        # one for each core, none again
