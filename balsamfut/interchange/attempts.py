@@ -171,22 +171,24 @@ class Attempts:
     def reports(self, pilot: Pilot, message: Reports, now: float) -> None:
         pilot.heard = now
         pilot.seq = max(pilot.seq, message.seq)
-        self.book.loaded.add(pilot.id)
+        book = self.book
+        book.loaded.add(pilot.id)
+        tasks = book.tasks
         for report in message.reports:
-            task = self.book.tasks.get(report.task)
+            task = tasks.get(report.task)
             if task is None:
                 pilot.held.pop(report.task, None)
                 continue
             try:
-                if isinstance(report, Exited):
+                if report.__class__ is Exited:
                     self.exited(pilot, task, report, now)
                 elif isinstance(report, Started):
                     self.started(pilot, task, report)
-                else:
+                elif isinstance(report, Ran):
                     self.ran(pilot, task, report)
             except IllegalMove as error:
                 # One bad report never stops a site: the task is put aside with its story, the report is dropped.
-                self.book.event(now, "bad-report", f"{error}; {type(report).__name__} {report}", task.id, pilot.id)
+                book.event(now, "bad-report", f"{error}; {type(report).__name__} {report}", task.id, pilot.id)
                 self.flow.hold_anyway(task, f"a report of pilot {pilot.id} does not fit: {error}")
 
     def current(self, pilot: Pilot, task: Task, attempt: int) -> bool:
@@ -213,7 +215,10 @@ class Attempts:
     def exited(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
         """An attempt is over: the task is done, tried again, or failed."""
         current = self.current(pilot, task, report.attempt)
-        if report.fault is Fault.NONE and report.attempt <= task.attempt:
+        if current and report.fault is Fault.NONE and task.ran is None and not (
+                report.joins or report.detail or task.error or task.detail):
+            self.plainly_done(pilot, task, report, now)
+        elif report.fault is Fault.NONE and report.attempt <= task.attempt:
             self.succeeded(pilot, task, report, current, now)
         elif current:
             self.record(task, report)
@@ -228,6 +233,16 @@ class Attempts:
             else:
                 self.failed(task, report, now)
 
+    def plainly_done(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
+        """What nearly all reports say: `succeeded`, without everything that is unusual."""
+        self.release(pilot, task)
+        task.started, task.ended, task.place = report.started, report.ended, report.place
+        task.payload = report.payload
+        self.book.classes[task.cls].learn(report.ended - report.started)
+        self.book.close(task, S.DONE, now, whole=False)
+        if task.dependents or self.flow.pending:
+            self.flow.over(task, now)
+
     def succeeded(self, pilot: Pilot, task: Task, report: Exited, current: bool, now: float) -> None:
         book = self.book
         holder = book.pilots.get(task.pilot) if task.state in (S.ASSIGNED, S.RUNNING) else None
@@ -239,18 +254,16 @@ class Attempts:
                 book.loaded.add(holder.id)
         if holder is not None:
             self.release(holder, task)
-        plain = not (task.error or task.detail or report.detail or report.joins or task.ran is not None)
         self.record(task, report)
         task.error = ""
         task.payload = report.payload
         task.detail = report.detail
         info = book.classes[task.cls]
-        took = report.ended - report.started
-        info.typical = took if info.typical < 0.0 else 0.8 * info.typical + 0.2 * took
+        info.learn(report.ended - report.started)
         if report.joins:
             self.join(task, report, now)
             return
-        book.close(task, S.DONE, now, whole=not plain)
+        book.close(task, S.DONE, now)
         if task.dependents or self.flow.pending:
             self.flow.over(task, now)
 

@@ -41,10 +41,11 @@ class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
     __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "classes", "watching",
-                 "accepted", "running", "endings", "looks_up", "detached", "keeper")
+                 "accepted", "running", "endings", "looks_up", "detached", "keeper", "alone")
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row
+        self.alone = (row.id,)                    # the watchers of a task that only it watches, as nearly all are
         self.peer: bytes | None = None            # its connection; None: away
         self.heard = 0.0
         self.observer = False
@@ -103,6 +104,11 @@ class ClassInfo:
     spec: TaskClass
     app: AppSpec
     typical: float = -1.0    # seconds that an attempt takes, lately; < 0: not known
+
+    def learn(self, seconds: float) -> None:
+        """An attempt took so long.  One that stood still for want of a core counts for little."""
+        typical = self.typical
+        self.typical = seconds if typical < 0.0 else typical + (min(seconds, 4.0 * typical + 1e-6) - typical) * 0.2
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ from balsamfut.messages import (
     Cancel,
     Declined,
     Enrol,
+    Exited,
     Expelled,
     Hello,
     Keep,
@@ -117,12 +118,17 @@ class Core:
 
     def wanted_pilot(self, peer: bytes, message: Message) -> Wanted | None:
         """Tasks that a pilot speaks of and that are not at hand: those of campaigns that nobody is running now."""
-        ids: set[int] = set()
         if isinstance(message, Reports):
-            ids = {r.task for r in message.reports} | {j for r in message.reports for j in getattr(r, "joins", ())}
+            tasks, recent = self.book.tasks, self.book.recent
+            ids = {r.task for r in message.reports if r.task not in tasks and r.task not in recent}
+            for report in message.reports:
+                if report.__class__ is Exited and report.joins:
+                    ids |= {j for j in report.joins if self.book.find(j) is None}
         elif isinstance(message, Enrol):
-            ids = {task for task, _ in message.held}
-        ids = {i for i in ids if self.book.find(i) is None} - self.requests.found.missing
+            ids = {task for task, _ in message.held if self.book.find(task) is None}
+        else:
+            return None
+        ids -= self.requests.found.missing
         return Wanted(tasks=ids) if ids else None
 
     def know(self, want: Wanted, found: Found, now: float, token: str = "") -> None:

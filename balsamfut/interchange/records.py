@@ -1,76 +1,57 @@
 """What the interchange remembers: tasks, sessions and pilots in memory, and what one turn writes.
 
 The brain (core.py) makes and changes these, the store (store.py) reads them; neither knows the other.  A Task is kept
-small, since a hundred thousand of them may be queued: slots, shared classes, and None where there is nothing to say.
+small, since a hundred thousand of them may be queued: shared classes, and None where there is nothing to say.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from balsamfut.messages import Detail
 from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass, TaskSpec, TaskState
 
 
-class Task:
-    """A task and its newest attempt, as one row of the database has them."""
+class Task(msgspec.Struct, eq=False, gc=False):
+    """A task and its newest attempt, as one row of the database has them.
 
-    __slots__ = (
-        "id", "campaign", "session", "parent", "cls", "spec", "state", "submitted",
-        "attempt", "failures", "losses", "pilot", "place", "started", "ended", "fault", "error", "payload", "root",
-        "reason", "again", "ran", "detail", "joins",
-        "missing", "deps", "dependents", "watchers", "stored", "dirty", "whole",
-    )
+    A struct, since making one costs a fifth of what it costs a class; compared by identity.
+    """
 
     id: int
     campaign: int
     session: int
-    parent: int                    # the task that called this one; 0: a script did
-    cls: int                       # the site's number of the TaskClass
-    spec: TaskSpec                 # spec.needs: task ids only, once it is here
+    parent: int                           # the task that called this one; 0: a script did
+    cls: int                              # the site's number of the TaskClass
+    spec: TaskSpec                        # spec.needs: task ids only, once it is here
     state: TaskState
-    submitted: float               # Unix time, as all times here
-    attempt: int                   # number of the newest attempt; 0: none yet
-    failures: int                  # attempts that were charged
-    losses: int                    # pilots or nodes that were lost under it
-    pilot: int                     # of the newest attempt; 0: none
-    place: str                     # ... "node:cores/tiles"
-    started: float                 # ... 0.0: not yet
-    ended: float
-    fault: int                     # ... messages.Fault
-    error: str                     # one line
-    payload: Payload | None        # DONE: the result; else a pickled exception; joining: the template
-    root: int                      # UPSTREAM_FAILED: the task where it began
-    reason: str                    # HELD: why
-    again: Resources | None        # of the newest attempt, where they are not the class's
-    ran: int | None                # the command is over with this code, its hooks are not
-    detail: Detail | None
-    joins: tuple[int, ...] | None  # it returned the futures of these tasks, and waits for them
+    submitted: float                      # Unix time, as all times here
+    attempt: int = 0                      # number of the newest attempt; 0: none yet
+    failures: int = 0                     # attempts that were charged
+    losses: int = 0                       # pilots or nodes that were lost under it
+    pilot: int = 0                        # of the newest attempt; 0: none
+    place: str = ""                       # ... "node:cores/tiles"
+    started: float = 0.0                  # ... 0.0: not yet
+    ended: float = 0.0
+    fault: int = 0                        # ... messages.Fault
+    error: str = ""                       # one line
+    payload: Payload | None = None        # DONE: the result; else a pickled exception; joining: the template
+    root: int = 0                         # UPSTREAM_FAILED: the task where it began
+    reason: str = ""                      # HELD: why
+    again: Resources | None = None        # of the newest attempt, where they are not the class's
+    ran: int | None = None                # the command is over with this code, its hooks are not
+    detail: Detail | None = None
+    joins: tuple[int, ...] | None = None  # it returned the futures of these tasks, and waits for them
     # ---- not in the database
-    missing: int                   # needs (or joins) that are not over
-    deps: tuple[Task, ...]         # those that it needs, in slot order; let go when it is over
-    dependents: list[Task] | None  # those that need (or join) this one, while it is not over
-    watchers: tuple[int, ...]      # sessions to be told
-    stored: bool                   # its row exists
-    dirty: bool                    # its row is to be written at the end of this turn ...
-    whole: bool                    # ... all of it: more has changed than a first assignment or a plain success changes
-
-    def __init__(self, id: int, campaign: int, session: int, parent: int, cls: int, spec: TaskSpec,
-                 state: TaskState, submitted: float) -> None:
-        self.id = id
-        self.campaign = campaign
-        self.session = session
-        self.parent = parent
-        self.cls = cls
-        self.spec = spec
-        self.state = state
-        self.submitted = submitted
-        self.attempt = self.failures = self.losses = self.pilot = self.fault = self.root = self.missing = 0
-        self.place = self.error = self.reason = ""
-        self.started = self.ended = 0.0
-        self.payload = self.again = self.ran = self.detail = self.joins = self.dependents = None
-        self.deps = self.watchers = ()
-        self.stored = self.dirty = self.whole = False
+    missing: int = 0                      # needs (or joins) that are not over
+    deps: tuple[Task, ...] = ()           # those that it needs, in slot order; let go when it is over
+    dependents: list[Task] | None = None  # those that need (or join) this one, while it is not over
+    watchers: tuple[int, ...] = ()        # sessions to be told
+    stored: bool = False                  # its row exists
+    dirty: bool = False                   # its row is to be written at the end of this turn ...
+    whole: bool = False                   # ... all of it: more has changed than a first assignment or a plain success
 
 
 @dataclass(slots=True)

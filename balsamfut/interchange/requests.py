@@ -64,9 +64,8 @@ class Requests:
         want = Wanted()
         find, found = self.book.find, self.found
         for spec in message.specs:
-            for ref in spec.needs:
-                if ref > 0 and find(ref) is None and ref not in found.missing:
-                    want.tasks.add(ref)
+            if spec.needs:
+                want.tasks.update(ref for ref in spec.needs if ref > 0 and find(ref) is None and ref not in found.missing)
         for task in found.keys.values():
             self.want_upstream(task, want.tasks)
         if found.looked:
@@ -155,15 +154,16 @@ class Requests:
         task = Task(book.next_task, session.row.campaign, session.id, session.row.parent, cls, spec, S.READY, now)
         book.next_task += 1
         session.calls[spec.n] = task.id
-        task.watchers = (session.id,)
+        task.watchers = session.alone
         book.tasks[task.id] = task
         book.touch(task)
-        book.writes.edges.extend((task.id, slot, dep.id) for slot, dep in enumerate(upstream))
+        if upstream:
+            book.writes.edges.extend([(task.id, slot, dep.id) for slot, dep in enumerate(upstream)])
         if spec.key is not None:
             self.turn_keys[(session.row.campaign, session.row.parent, spec.key, spec.occurrence)] = task
             if info.spec.options.cache and (old := self.found.cached.get(spec.key)) is not None:
                 return self.copy_cached(session, task, old, now)
-        broken = dag.link(task, upstream)
+        broken = dag.link(task, upstream) if upstream else None
         if info.app.kind is AppKind.PROMISE:
             task.state = S.WAITING
             task.missing = 1

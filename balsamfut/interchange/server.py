@@ -9,17 +9,14 @@ keeps its batch, and nothing of it is sent.  What this process decides is decide
 from __future__ import annotations
 
 import argparse
-import fcntl
 import gc
 import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +25,7 @@ import msgspec
 
 from balsamfut import faults, platforms, settings
 from balsamfut.errors import BalsamfutError, SiteTaken
+from balsamfut.interchange import files
 from balsamfut.interchange.blocks import LocalPilots
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.requests import Found, Wanted
@@ -107,23 +105,15 @@ class Server:
             self.poller.register(item)
         self.watched: dict[int, int] = {}        # pidfd -> session
         self.signalled = False
-        self.connection = site / "interchange.json"
 
     # ---- the beginning and the end
 
     def announce(self) -> None:
         """Write the connection file: from here on clients and pilots find us."""
-        said = {"pid": os.getpid(), "host": os.uname().nodename, "epoch": self.store.epoch,
-                "clients": self.clients.address, "pilots": self.pilots.address, "protocol": PROTOCOL,
-                "started": self.clock.now()}
-        write_file(self.connection, msgspec.json.encode(said))
-        (self.site / "interchange.error").unlink(missing_ok=True)
-
-    def withdraw(self) -> None:
-        """Take the connection file away, if it is ours: nobody shall come any more."""
-        with suppress(OSError, msgspec.DecodeError):
-            if msgspec.json.decode(self.connection.read_bytes())["pid"] == os.getpid():
-                self.connection.unlink()
+        files.announce(self.site, {
+            "pid": os.getpid(), "host": os.uname().nodename, "epoch": self.store.epoch,
+            "clients": self.clients.address, "pilots": self.pilots.address, "protocol": PROTOCOL,
+            "started": self.clock.now()})
 
     def inherit(self) -> None:
         """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
@@ -132,9 +122,9 @@ class Server:
         decoder = msgspec.msgpack.Decoder(Reports)
         for pilot in list(self.core.book.pilots.values()):
             path = self.site / "spool" / f"pilot-{pilot.id}"
-            alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
+            alive = pilot.row.pid and pilot.row.host == os.uname().nodename and files.runs(pilot.row.pid)
             if path.exists():
-                messages = [decoder.decode(frame) for frame in frames(path.read_bytes())]
+                messages = [decoder.decode(frame) for frame in files.frames(path.read_bytes())]
                 for message in messages:
                     self.look_up(partial(self.core.wanted_pilot, b"", message))
                 self.core.spooled(pilot.id, messages, now)
@@ -181,7 +171,7 @@ class Server:
         self.waker.wake()
 
     def close(self) -> None:
-        self.withdraw()
+        files.withdraw(self.site)
         self.clients.close(linger=1.0)
         self.pilots.close(linger=1.0)
         self.store.close()
@@ -252,11 +242,11 @@ class Server:
         self.blocks_changed(now)
         for pilot in list(self.core.book.pilots.values()):
             row = pilot.row
-            if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not runs(row.pid):
+            if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not files.runs(row.pid):
                 self.core.pilot_gone(row.id, "its process ended", now)
         self.core.tick(now)
         if self.core.sessions.stopping:
-            self.withdraw()
+            files.withdraw(self.site)
             self.blocks.hurry(now)
         if self.core.wants_pilot(now):
             self.start_pilot(now)
@@ -334,50 +324,6 @@ class Server:
             self.core.sessions.gone(session, now)
 
 
-def runs(pid: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def frames(data: bytes) -> list[bytes]:
-    """The length-prefixed frames of a spool file."""
-    found: list[bytes] = []
-    start = 0
-    while start + 4 <= len(data):
-        size = int.from_bytes(data[start:start + 4], "little")
-        found.append(data[start + 4:start + 4 + size])
-        start += 4 + size
-    return found
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a private file so that readers see all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
-    temporary.replace(path)
-
-
-def own(site: Path, patience: float = 30.0) -> int:
-    """Be the one interchange of this site on this machine; waits for one that is ending.  Returns the lock's fd."""
-    lock = os.open(site / "interchange.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SiteTaken(f"another interchange of {site} is running on {socket.gethostname()}") from None
-            time.sleep(0.01)
-
-
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="balsamfut.interchange.server", description=__doc__)
     parser.add_argument("--site", type=Path, required=True)
@@ -395,29 +341,22 @@ def main(argv: list[str] | None = None) -> int:
     server: Server | None = None
     try:
         site.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = own(site)
+        lock = files.own(site)
         server = Server(site, args)
         server.run()
         return 0
     except SiteTaken as error:
         log.error("%s", error)
-        fail(site, error)
+        files.fail(site, error)
         return 3
     except BalsamfutError as error:
         log.error("%s: %s", type(error).__name__, error)
-        fail(site, error)
+        files.fail(site, error)
         return 1
     finally:
         if server is not None:
             server.close()
             os.close(lock)
-
-
-def fail(site: Path, error: BalsamfutError) -> None:
-    """Leave word for whoever started us."""
-    said = {"error": type(error).__name__, "text": str(error)}
-    with suppress(OSError):
-        write_file(site / "interchange.error", msgspec.json.encode(said))
 
 
 if __name__ == "__main__":

@@ -96,8 +96,10 @@ class Group:
 
     def learn(self, seconds: float) -> None:
         """A longer run is believed at once, shorter ones slowly: work stuck behind a long task is what must not be."""
+        # One that stood still for want of a core says little, so a slow one counts for at most four times the usual;
+        # what is put into a hand wrongly can be taken out again.
         cost = self.cost
-        self.cost = seconds if cost is None or seconds > cost else cost + (seconds - cost) * 0.25
+        self.cost = seconds if cost is None else cost + (min(seconds, 4.0 * cost + 1e-6) - cost) * 0.25
 
     def depth(self) -> int:
         """How many attempts a worker should have in its hand, the one that runs included."""

@@ -54,7 +54,7 @@ def unusual(id: int) -> Task:
 
 def fields_of(made: Task) -> dict[str, Any]:
     """Everything of a task that has to be the same after it was stored and loaded."""
-    return {name: getattr(made, name) for name in Task.__slots__ if name not in MEMORY}
+    return {name: getattr(made, name) for name in Task.__struct_fields__ if name not in MEMORY}
 
 
 def surroundings() -> Writes:

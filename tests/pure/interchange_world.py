@@ -38,7 +38,8 @@ from balsamfut.model import CLOSED, AppKind, AppSpec, Options, Pool, Resources, 
 
 CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, platform="workstation", nodes=1,
                 cores=2, linger=1e9)
-KEPT = [name for name in Task.__slots__ if name not in ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")]
+MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")
+KEPT = [name for name in Task.__struct_fields__ if name not in MEMORY]
 
 
 class Database:

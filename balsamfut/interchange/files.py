@@ -1,0 +1,82 @@
+"""The files by which an interchange says where it is, that it is the only one, and why it could not start.
+
+Knows the site's directory and nothing of what an interchange does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from balsamfut.errors import BalsamfutError, SiteTaken
+
+
+def announce(site: Path, said: dict[str, object]) -> None:
+    """Write the connection file."""
+    write_file(site / "interchange.json", msgspec.json.encode(said))
+    (site / "interchange.error").unlink(missing_ok=True)
+
+
+def withdraw(site: Path) -> None:
+    """Take the connection file away, if it is ours: nobody shall come any more."""
+    connection = site / "interchange.json"
+    with suppress(OSError, msgspec.DecodeError):
+        if msgspec.json.decode(connection.read_bytes())["pid"] == os.getpid():
+            connection.unlink()
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def frames(data: bytes) -> list[bytes]:
+    """The length-prefixed frames of a spool file."""
+    found: list[bytes] = []
+    start = 0
+    while start + 4 <= len(data):
+        size = int.from_bytes(data[start:start + 4], "little")
+        found.append(data[start + 4:start + 4 + size])
+        start += 4 + size
+    return found
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a private file so that readers see all of it or nothing."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def own(site: Path, patience: float = 30.0) -> int:
+    """Be the one interchange of this site on this machine; waits for one that is ending.  Returns the lock's fd."""
+    lock = os.open(site / "interchange.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SiteTaken(f"another interchange of {site} is running on {socket.gethostname()}") from None
+            time.sleep(0.01)
+
+
+def fail(site: Path, error: BalsamfutError) -> None:
+    """Leave word for whoever started us."""
+    said = {"error": type(error).__name__, "text": str(error)}
+    with suppress(OSError):
+        write_file(site / "interchange.error", msgspec.json.encode(said))
