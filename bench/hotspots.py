@@ -48,7 +48,8 @@ def by_role(raw: str) -> Stacks:
         text, _, count = line.rpartition(" ")
         frames = text.split(";")
         command = max((i for i, frame in enumerate(frames) if frame.startswith("process ")), default=-1)
-        role = next((role for mark, role in ROLES.items() if command >= 0 and mark in frames[command]), "other")
+        label = ";".join(frames[max(command, 0):])   # a worker's command line has semicolons of its own
+        role = next((role for mark, role in ROLES.items() if mark in label), "other")
         own = [re.sub(r"\(.*/(\w+/\w+\.py)\)", r"(\1)", frame) for frame in frames[command + 1:]]
         stacks[role][tuple(own)] += int(count)
     return stacks
