@@ -65,7 +65,8 @@ class Requests:
         find, found = self.book.find, self.found
         for spec in message.specs:
             if spec.needs:
-                want.tasks.update(ref for ref in spec.needs if ref > 0 and find(ref) is None and ref not in found.missing)
+                want.tasks.update(
+                    ref for ref in spec.needs if ref > 0 and find(ref) is None and ref not in found.missing)
         for task in found.keys.values():
             self.want_upstream(task, want.tasks)
         if found.looked:
