@@ -382,14 +382,15 @@ class _Ledger:
 class Packing(RuleBasedStateMachine):
     NODES = 3
 
-    @initialize(kinds=st.lists(requests, min_size=4, max_size=4, unique=True))
+    @initialize(kinds=st.lists(requests, min_size=3, max_size=3))
     def start(self, kinds: list[Resources]) -> None:
-        self.kinds = kinds   # few, so that each comes again and again, as in life
+        shared, whole, gpu = (Resources(gpu_shares=shares) for shares in (TILE // 2, TILE, 2 * TILE))
+        self.kinds = [*kinds, shared, whole, gpu]   # few, so that each comes again and again, as in life
         self.packer = Packer(SMALL, [""] * self.NODES)
         self.ledgers = [_Ledger() for _ in range(self.NODES)]
         self.live: list[tuple[Placement, Resources]] = []
 
-    @rule(kind=st.integers(0, 3), many=st.sampled_from([1, 2, 6]))
+    @rule(kind=st.integers(0, 5), many=st.sampled_from([1, 2, 6]))
     def place(self, kind: int, many: int) -> None:
         for _ in range(many):
             self.place_one(self.kinds[kind])
@@ -448,5 +449,5 @@ class Packing(RuleBasedStateMachine):
 
 
 TestPacking = Packing.TestCase
-TestPacking.settings = settings(max_examples=60, stateful_step_count=30, deadline=None,
+TestPacking.settings = settings(max_examples=60, stateful_step_count=40, deadline=None,
                                 suppress_health_check=[HealthCheck.too_slow])
