@@ -123,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _nobody_reads()
+    except OSError as exc:
+        print(f"balsamfut: {exc}", file=sys.stderr)
+        return 2
     except SystemExit as exc:   # click's way to end when nobody reads
         return exc.code if isinstance(exc.code, int) else 1
 

@@ -39,12 +39,13 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
     from rich.table import Table
     from rich.text import Text
 
+    used = [index for index in range(len(columns)) if any(row[index] for row in cells)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if right[index] else "left", no_wrap=True,
-                         overflow="ellipsis" if index == len(columns) - 1 else "fold")
+    for index in used:
+        table.add_column(Text(columns[index]), justify="right" if right[index] else "left", no_wrap=True,
+                         overflow="ellipsis")
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[index]) for index in used))
     Console().print(table)
 
 
@@ -77,11 +78,13 @@ def when(moment: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """1.25 s, 3:05 min, 2:00:05 h."""
+    """12.5 ms, 1.3 s, 3:05 min, 2:00:05 h."""
     if seconds is None:
         return ""
+    if seconds < 1:
+        return f"{max(seconds, 0.0) * 1000:.3g} ms"
     if seconds < 60:
-        return f"{max(seconds, 0.0):.3g} s" if seconds < 10 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d} h" if hours else f"{minutes}:{whole % 60:02d} min"

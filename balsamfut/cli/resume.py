@@ -102,6 +102,9 @@ def print_standing(one: dict[str, Any], again: str) -> None:
         if counts.get(state, 0) > len(one[kind]):
             click.echo(f"  ... and {counts[state] - len(one[kind])} more: balsamfut task ls --state {state.lower()} "
                        f"--campaign{_quoted(name)}")
+    if counts.get("WAITING"):
+        click.echo(f"  waiting: {counts['WAITING']} tasks wait for held ones, or for a future that only their script can "
+                   "bring: run it again")
     if counts.get("FAILED") or counts.get("UPSTREAM_FAILED"):
         click.echo(f"  to try again what failed: {again} --retry-failed --campaign{_quoted(name)}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from balsamfut.cli import output
-from balsamfut.cli.progress import Progress, progress
+from balsamfut.cli.progress import SHARE, Progress, progress
 from balsamfut.errors import InterchangeLost, SiteError
 from balsamfut.executor import local
 from balsamfut.executor.deliver import error_named
@@ -26,6 +26,8 @@ from balsamfut.wire import Poller
 
 PATIENCE: Final = 20.0
 """Seconds that an interchange which is of no use to us may take to end."""
+STOPPING: Final = 5.0
+"""Seconds for which one that is stopping may turn us away."""
 QUIET: Final = 1.0
 """Seconds without an ending after which the database is asked whether anything is left to wait for."""
 LOSSES: Final = 5
@@ -75,7 +77,7 @@ class Resumption:
         self.open: set[int] = set()     # tasks that the interchange said are not over
         self.awaited = 0                # Resumed messages that have not come yet
         self.losses = 0                 # interchanges that ended since the last task did
-        self.asked = 0.0                # the database, at this time
+        self.ask_again = 0.0            # the database, not before this time
 
     def run(self) -> None:
         """Return when nothing is left but what is over, held, or waits for what is held."""
@@ -95,20 +97,19 @@ class Resumption:
     def connect(self) -> None:
         """Find an interchange for the right machine, or start one; the last user's may be ending just now."""
         wanted = self.plan.wanted
-        deadline = time.monotonic() + PATIENCE
+        began = time.monotonic()
         while True:
-            began = time.monotonic()
             try:
                 welcome = self.line.connect()
             except InterchangeLost:
-                if time.monotonic() > min(deadline, began + QUIET):
+                if time.monotonic() > began + STOPPING:
                     raise
-                time.sleep(0.1)
+                time.sleep(0.2)
                 continue
             platform, nodes = wanted.platform or welcome.platform, wanted.nodes or welcome.nodes
             if (platform, nodes) == (welcome.platform, welcome.nodes):
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + PATIENCE:
                 raise InterchangeLost(
                     f"the interchange of {self.site} runs for platform {welcome.platform} with {welcome.nodes} nodes "
                     f"and does not end, and these campaigns ask for {platform} with {nodes}")
@@ -145,7 +146,7 @@ class Resumption:
                 self.reconnect()
             if len(self.open) != before:
                 quiet_since = now
-            elif not self.awaited and now - max(quiet_since, self.asked) > QUIET and not self.unfinished():
+            elif not self.awaited and now > max(quiet_since + QUIET, self.ask_again) and not self.unfinished():
                 return
             shown.update()
         if self.unfinished():   # called by tasks meanwhile, or tried again by somebody
@@ -181,13 +182,37 @@ class Resumption:
         return total
 
     def unfinished(self) -> bool:
-        """Whether there is something to wait for.  What waits for a held task waits for a person."""
-        self.asked = time.monotonic()
+        """Whether there is something to wait for.
+
+        Where all that is left waits, it waits for a held task, which is a person's affair, or for a future that only a
+        script can bring, which is worth waiting for while there is one.
+        """
         if self.awaited:
             return True
+        began = time.monotonic()
         try:
             counts = self.counts()
         except SiteError:   # busy just now
             return True
-        moving = any(counts.get(state) for state in MOVING)
-        return moving or bool(counts.get("WAITING") and not counts.get("HELD"))
+        finally:
+            now = time.monotonic()
+            self.ask_again = now + max(QUIET, (now - began) / SHARE)
+        if any(counts.get(state) for state in MOVING):
+            return True
+        return bool(counts.get("WAITING")) and not counts.get("HELD") and self.has_script()
+
+    def has_script(self) -> bool:
+        """The newest script of one of these campaigns is running, as far as can be told from here."""
+        sessions = [self.reader.newest_session(name) for name in self.plan.campaigns]
+        return any(each is not None and each.closed is None and (each.host != os.uname().nodename or _runs(each.pid))
+                   for each in sessions)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -38,13 +38,21 @@ class Place:
 
 
 def find(task: TaskInfo, which: str) -> Place | None:
-    """Where the task's stdout or stderr is; None where it has none, or none is known yet."""
+    """Where the task's stdout or stderr is; None where it has none, or none is known yet.
+
+    A stderr that went with the stdout is found as both.
+    """
     named: str = getattr(task, which)
     if named:
         start, end = getattr(task, f"{which}_span")
         return Place(Path(task.workdir) / named, start, end)
     path = Path(task.workdir) / SHELL_OUTPUT
     return Place(path) if which == "stdout" and path.is_file() else None
+
+
+def together(task: TaskInfo) -> bool:
+    """Its stdout and stderr are the same file."""
+    return bool(task.stderr) and find(task, "stdout") == find(task, "stderr")
 
 
 def tail(task: TaskInfo, which: str, lines: int) -> str:

@@ -50,6 +50,4 @@ def why_nothing(task: TaskInfo, which: str, place: streams.Place | None) -> str:
         return f"{place.path} is empty" if place.end == 0 else f"task {task.id} wrote nothing to {which}"
     if task.state == "RUNNING":
         return f"task {task.id} is running; what it wrote to {which} is told apart from its worker's once it is over"
-    if which == "stderr" and streams.find(task, "stdout") is not None:
-        return f"task {task.id} has no stderr of its own: what it wrote there, if anything, is in its stdout"
     return f"task {task.id} wrote nothing to {which}"

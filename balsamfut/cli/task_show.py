@@ -35,7 +35,7 @@ def command(task: int, site: str | None, as_json: bool) -> None:
     output.print_pairs(pairs(info))
     print_attempts(info)
     print_events(events)
-    for which in ("stdout", "stderr"):
+    for which in ("stdout",) if streams.together(info) else ("stdout", "stderr"):
         if tails[f"{which}_tail"]:
             click.echo(f"\nThe end of its {which}:")
             click.echo("\n".join(f"  {output.line(text)}" for text in tails[f"{which}_tail"].splitlines()))
