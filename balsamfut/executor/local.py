@@ -24,6 +24,9 @@ from balsamfut.messages import PROTOCOL
 PATIENCE: Final = 60.0
 """Seconds that a starting interchange may take: loading a large database on a busy file system is slow."""
 
+STARTS: Final = 3
+"""So often an interchange is started that a signal ended before it was ready."""
+
 _children: set[int] = set()
 """Interchanges that this process started: it has to reap them, or they would seem alive as zombies."""
 
@@ -74,11 +77,22 @@ def alive(connection: Connection) -> bool:
     return not connection.here or _runs(connection.pid)
 
 
+_killed: set[int] = set()
+"""Those of them that a signal ended."""
+
+
+class _Killed(InterchangeLost):
+    pass
+
+
 def _runs(pid: int) -> bool:
     if pid in _children:
         try:
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended == pid:
                 _children.discard(pid)
+                if os.WIFSIGNALED(status):
+                    _killed.add(pid)
                 return False
         except ChildProcessError:
             _children.discard(pid)
@@ -151,6 +165,18 @@ def _start(site: Path, wanted: Wanted) -> Connection:
     # -P: the working directory, which may hold a queue.py of the user's, is not on the module path.
     argv = [sys.executable, "-P", "-m", "balsamfut.interchange.server", "--site", str(site), "--embedded",
             *wanted.arguments()]
+    for attempt in range(1, STARTS + 1):
+        pid = _spawn(argv, log)
+        try:
+            return _await_start(site, pid, log, start)
+        except _Killed:
+            # Somebody's kill -9, or the kernel's for want of memory: nothing that it said of itself.
+            if attempt == STARTS:
+                raise
+    raise AssertionError
+
+
+def _spawn(argv: list[str], log: Path) -> int:
     pid = os.posix_spawn(
         sys.executable, argv, _environment(), setsid=True,
         setsigmask=(), setsigdef=(), file_actions=[
@@ -159,7 +185,7 @@ def _start(site: Path, wanted: Wanted) -> Connection:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ])
     _children.add(pid)
-    return _await_start(site, pid, log, start)
+    return pid
 
 
 def _environment() -> dict[str, str]:
@@ -180,7 +206,7 @@ def _await_start(site: Path, pid: int, log: Path, start: int) -> Connection:
         if found is not None and found.pid == pid:
             return found
         if not running:
-            raise _failure(site, log, start)
+            raise _failure(site, pid, log, start)
         if time.monotonic() > deadline:
             raise InterchangeLost(f"the interchange that was started for {site} (process {pid}) is not ready after "
                                   f"{PATIENCE:.0f} s; see {log}")
@@ -193,7 +219,7 @@ class _Failure(msgspec.Struct):
     text: str
 
 
-def _failure(site: Path, log: Path, start: int) -> BalsamfutError:
+def _failure(site: Path, pid: int, log: Path, start: int) -> BalsamfutError:
     """What the interchange left behind about why it did not start."""
     try:
         said = msgspec.json.decode((site / "interchange.error").read_bytes(), type=_Failure)
@@ -207,5 +233,7 @@ def _failure(site: Path, log: Path, start: int) -> BalsamfutError:
     except OSError:
         lines = []
     tail = "".join(f"\n  {line}" for line in lines)
+    if pid in _killed:
+        return _Killed(f"the interchange of {site} was killed by a signal before it was ready, {STARTS} times")
     return InterchangeLost(f"the interchange of {site} ended before it was ready"
                            + (f"; the end of its log:{tail}" if tail else f" and wrote nothing to {log}"))
