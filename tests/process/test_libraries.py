@@ -20,6 +20,7 @@ from waiting import open_gate, pass_gate
 
 from balsamfut import Executor
 
+
 @pytest.fixture(scope="module")
 def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     with Executor(site=tmp_path_factory.mktemp("site"), max_workers=2) as ex:
@@ -106,8 +107,8 @@ def test_pipefunc_runs_a_pipeline_on_it(executor: Executor) -> None:
         return sum(y)
 
     pipeline = pipefunc.Pipeline([double, total])
-    results = pipeline.map({"x": list(range(10))}, executor=executor, parallel=True, show_progress=False,
-                           storage="dict")
+    results = pipeline.map({"x": list(range(10))}, executor=executor, parallel=True, chunksizes=1,
+                           show_progress=False, storage="dict")
     assert results["total"].output == 2 * sum(range(10))
     assert list(results["y"].output) == [2 * i for i in range(10)]
 
