@@ -11,6 +11,7 @@ acknowledged to the spool, and leaves.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,10 @@ class Agent:
 
     def run(self) -> None:
         """Until nothing is left to do."""
+        # Attempts come and go by the thousand and hold no cycles: collect seldom, and never what is here for good.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
         self.enrol()
         while not self.done:
             if self.waker in self.poller.poll(self.patience()):

@@ -21,7 +21,7 @@ from balsamfut.pilot.hand import Stage
 HORIZON: Final = 0.005
 """Seconds of work that a worker may have in its hand."""
 
-DEEPEST: Final = 64
+DEEPEST: Final = 160
 """Tasks that a worker may have in its hand."""
 
 Rank = tuple[bool, int, int]
@@ -207,10 +207,16 @@ class Queue:
 
     def starving(self, now: float, patience: float) -> Group | None:
         """A wide request that has waited so long that nothing that ranks behind it may start."""
-        waiting = [group for shelf in self.shelves.values()
-                   if shelf.wide and shelf.full and shelf.since and now - shelf.since > patience
-                   and (group := shelf.top()) is not None]
-        return min(waiting, key=lambda group: group.rank, default=None)
+        found: Group | None = None
+        for shelf in self.shelves.values():
+            if not (shelf.wide and shelf.since and now - shelf.since > patience):
+                continue
+            group = shelf.top()
+            if group is None:
+                shelf.since = 0.0        # it was killed or given back
+            elif found is None or group.rank < found.rank:
+                found = group
+        return found
 
     def reopen(self) -> None:
         """Something was freed."""
