@@ -50,7 +50,7 @@ from balsamfut.pilot.events import (
 )
 from balsamfut.pilot.hand import Blocked, Broken, Prepared, Ready, Result, Running, Stage, Unblocked
 from balsamfut.pilot.ledger import KILL, Ledger
-from balsamfut.pilot.queue import HORIZON, Attempt, Where
+from balsamfut.pilot.queue import HORIZON, Attempt, Group, Where
 
 LONG: Final = 0.005
 """Seconds: what runs longer is reported as Started; and what is in a hand behind it is taken back."""
@@ -79,7 +79,8 @@ class Core(Ledger):
 
     def held(self) -> list[Key]:
         """What this pilot answers for: what it has, and what it has ended without being told that this is recorded."""
-        return [attempt.key for attempt in self.attempts.values()] + self.outbox.ended()
+        waiting = [(item.task, item.attempt) for item in self._successors.values()]
+        return [attempt.key for attempt in self.attempts.values()] + waiting + self.outbox.ended()
 
     def next_timer(self) -> float | None:
         """When a Tick is due for a deadline's sake (Unix time)."""
@@ -94,10 +95,11 @@ class Core(Ledger):
         self.pools.update(message.pools)
         for item in message.items:
             self._accept(item)
-        first = self._queue.best()
-        if first is not None:                    # nothing of lower priority is to run before it out of a hand
-            self._effects.extend(Steal(worker.id) for worker in self.planner.watched.values()
-                                 if len(worker.hand) > 1 and worker.hand[-1].group.priority < first.priority)
+        queued = [group.priority for group in self._groups.values() if isinstance(group, Group) and group.queue]
+        for worker in self.planner.watched.values():
+            # Nothing of lower priority is to run before what waits, only because it lies in a hand.
+            if len(worker.hand) > 1 and worker.hand[-1].group.priority < max(queued, default=0):
+                self._effects.append(Steal(worker.id))
 
     def _give_back(self, message: Return | GiveBack) -> None:
         """In two steps: what lies unread in hands is taken back first."""
@@ -109,7 +111,10 @@ class Core(Ledger):
             return
         declined: list[int] = []
         for task, attempt in zip(message.tasks, attempts, strict=True):
-            if attempt is None or attempt.begun:
+            successor = self._successors.pop(task, None)
+            if successor is not None:
+                self._say(successor, Fault.RETURNED)
+            elif attempt is None or attempt.begun:
                 declined.append(task)
             else:
                 self._queue.remove(attempt)

@@ -58,7 +58,10 @@ class Ledger:
     def _accept(self, item: Item) -> None:
         known = self.attempts.get(item.task)
         if known is not None:
-            if known.item.attempt < item.attempt:        # else: sent twice
+            before = self._successors.get(item.task, known.item)
+            if before.attempt < item.attempt:            # else: sent twice
+                if before is not known.item:
+                    self._say(before, Fault.RETURNED)
                 self._successors[item.task] = item
                 self._end(End(known.key, Fault.KILLED))
             return
@@ -99,6 +102,11 @@ class Ledger:
     def _end(self, order: End, grace: float | None = None) -> None:
         """End an attempt wherever it is; its end is reported when nothing of it is left."""
         attempt = self.attempts.get(order.key[0])
+        successor = self._successors.get(order.key[0])
+        if successor is not None and successor.attempt == order.key[1]:
+            del self._successors[successor.task]
+            self._say(successor, order.cause)
+            return
         if attempt is None or attempt.key != order.key or attempt.cause is not Fault.NONE:
             return
         options = attempt.group.task_class.options

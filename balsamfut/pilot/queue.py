@@ -160,11 +160,17 @@ class Queue:
             group.shelf.push(group)
 
     def put_back(self, attempts: Iterable[Attempt]) -> None:
-        """To where they were: before everything of their group that came later."""
-        for attempt in reversed(list(attempts)):
-            attempt.where = Where.QUEUED
-            attempt.group.queue.appendleft(attempt)
-            attempt.group.shelf.push(attempt.group)
+        """To where they were in the order: before everything of their group that came later."""
+        back = sorted(attempts, key=lambda attempt: attempt.seq, reverse=True)
+        for group in {id(attempt.group): attempt.group for attempt in back}.values():
+            mine = [attempt for attempt in back if attempt.group is group]
+            queue, earlier = group.queue, []
+            while queue and queue[0].seq < mine[0].seq:      # of another hand that was taken back just before
+                earlier.append(queue.popleft())
+            for attempt in sorted(mine + earlier, key=lambda attempt: attempt.seq, reverse=True):
+                attempt.where = Where.QUEUED
+                queue.appendleft(attempt)
+            group.shelf.push(group)
 
     def remove(self, attempt: Attempt) -> None:
         group = attempt.group

@@ -369,7 +369,7 @@ def test_reports_are_kept_until_they_are_acknowledged_by_whichever_interchange(t
     second.until(lambda: second.enrolments)
     assert sorted(second.enrolments[0].held) == sorted([(running, 1), (done, 1)])
     assert second.end(done).fault is Fault.NONE and second.end(running).fault is Fault.NONE
-    assert [each.task for each in second.reports if isinstance(each, Started)] == [running]
+    assert running in [each.task for each in second.reports if isinstance(each, Started)]
     again = Interchange(tmp_path, 3)
     second.close()
     again.until(lambda: again.enrolments)

@@ -1,0 +1,349 @@
+"""A world for the pilot's brain: workers, commands and hardware that do what they are told, and a model of what was
+promised, which is told everything that really happens and compares it with what the brain reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from balsamfut.messages import (
+    Declined,
+    Exited,
+    Fault,
+    Item,
+    Launch,
+    Ran,
+    Started,
+)
+from balsamfut.model import AppKind, AppSpec, Extra, Hook, Options, Pool, Resources, TaskClass, TaskSpec
+from balsamfut.pilot.core import Core
+from balsamfut.pilot.events import (
+    Again,
+    Commanded,
+    Effect,
+    EndWorker,
+    Finish,
+    GrantSlot,
+    Hand,
+    Heard,
+    Key,
+    Send,
+    SignalCommand,
+    StartCommand,
+    StartWorker,
+    Steal,
+    Stolen,
+    Tick,
+    WorkerGone,
+)
+from balsamfut.pilot.hand import Blocked, FromWorker, Prepared, Ready, Result, Running, Stage, Unblocked
+from balsamfut.pilot.queue import Attempt, Where
+from balsamfut.placement import NodeShare, Placement, RankShare
+
+CORES = 4
+POOL = b"p" * 16
+HOOKED = Hook.POSTPROCESS | Hook.ON_ERROR | Hook.ON_TIMEOUT
+
+
+def app(number: int, kind: AppKind, hooks: Hook = Hook(0)) -> AppSpec:
+    return AppSpec(f"app{number}", kind, bytes([number]) * 16, hooks)
+
+
+APPS = [app(1, AppKind.PYTHON), app(2, AppKind.TEMPLATE),
+        app(3, AppKind.COMMAND, HOOKED), app(4, AppKind.PYTHON, HOOKED)]
+CLASSES = [
+    TaskClass(APPS[0].digest, POOL, Resources(), Options()),
+    TaskClass(APPS[0].digest, POOL, Resources(), Options(priority=5)),
+    TaskClass(APPS[0].digest, POOL, Resources(threads_per_rank=3), Options(walltime=1.0)),
+    TaskClass(APPS[1].digest, POOL, Resources(), Options(walltime=1.0)),
+    TaskClass(APPS[2].digest, POOL, Resources(threads_per_rank=2), Options()),
+    TaskClass(APPS[3].digest, POOL, Resources(), Options(walltime=1.0, priority=-1)),
+]
+SPECS = {spec.digest: spec for spec in APPS}
+
+
+class Machine:
+    """Cores of one node; notices what is given out or given back twice."""
+
+    def __init__(self) -> None:
+        self.free_cores = set(range(CORES))
+        self.out: list[Placement] = []
+
+    def place(self, resources: Resources) -> Placement | None:
+        count = resources.ranks * resources.cores_per_rank
+        if count > len(self.free_cores):
+            return None
+        cores = tuple(sorted(self.free_cores)[:count])
+        self.free_cores -= set(cores)
+        placement = Placement((NodeShare(0, (RankShare(cores, ()),)),))
+        self.out.append(placement)
+        return placement
+
+    def free(self, placement: Placement) -> None:
+        self.out.remove(placement)       # raises where it was not given out
+        self.free_cores |= set(placement.nodes[0].ranks[0].cores)
+
+    def capacity(self, resources: Resources) -> int:
+        return CORES // (resources.ranks * resources.cores_per_rank)
+
+
+@dataclass
+class FakeWorker:
+    unread: list[Attempt] = field(default_factory=list)
+    current: Attempt | None = None
+    since: float = 0.0
+    blocked: bool = False
+    asking: bool = False             # it wants a slot again
+    said: list[FromWorker] = field(default_factory=list)    # not heard yet
+    ready: bool = False
+    ending: int = -1                 # the last signal; 0: it may leave
+
+
+class World:
+    """Performs effects at once, as the agent does, and keeps the books that the tests compare."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.machine = Machine()
+        self.core = Core(self.machine, lambda resources, placement: ((), None), lambda exc: str(exc).encode(),
+                         cores=CORES, node_cores=CORES)
+        self.workers: dict[int, FakeWorker] = {}
+        self.commands: dict[Key, Attempt] = {}
+        self.finished = False
+        self.declined: list[Declined] = []
+        # ---- the model
+        self.items: dict[Key, Item] = {}
+        self.bodies: Counter[tuple[Key, Stage | None]] = Counter()    # what of the user's has begun
+        self.worked: set[Key] = set()            # the function, or the command, ended well
+        self.died_under: set[Key] = set()        # its worker died by itself
+        self.ordered: dict[Key, set[Fault]] = {}    # ends that somebody asked for, or that time asked for
+        self.gone_back: set[Key] = set()         # its worker was ended for another's sake
+        self.exits: dict[Key, Exited] = {}
+        self.started: Counter[Key] = Counter()
+        self.told = False
+
+    # ---- driving
+
+    def launch(self, items: list[Item]) -> None:
+        first = not self.told
+        self.told = True
+        if first:
+            self.handle(Launch(items, list(enumerate(CLASSES)), APPS, [], [(POOL, Pool("python", (), "/"))]))
+        else:
+            self.handle(Launch(items))
+
+    def make(self, task: int, cls: int, attempt: int = 1) -> Item:
+        extra = Extra(command="true") if SPECS[CLASSES[cls].app].kind is AppKind.TEMPLATE else None
+        item = Item(task, attempt, cls, TaskSpec(task, cls, extra=extra))
+        self.items[item.task, item.attempt] = item
+        return item
+
+    def handle(self, event: Any) -> None:
+        self.perform(self.core.handle(event, self.now))
+
+    def plan(self) -> None:
+        """The end of a turn."""
+        self.perform(self.core.plan(self.now))
+        message = self.core.outbox.pack()
+        for report in message.reports if message is not None else []:
+            self.read(report)
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartWorker():
+                    assert effect.worker not in self.workers
+                    self.workers[effect.worker] = FakeWorker()
+                case Hand():
+                    self.hand(effect)
+                case Steal():
+                    worker = self.workers[effect.worker]
+                    keys = [attempt.key for attempt in worker.unread]
+                    worker.unread.clear()
+                    self.handle(Stolen(effect.worker, keys))
+                case GrantSlot():
+                    worker = self.workers[effect.worker]
+                    assert worker.blocked and worker.asking
+                    worker.blocked = worker.asking = False
+                case EndWorker():
+                    worker = self.workers[effect.worker]
+                    if effect.signal == 0:
+                        assert not worker.unread and worker.current is None, "a worker that is busy was told to leave"
+                    worker.ending = max(worker.ending, effect.signal)
+                case StartCommand():
+                    self.command(effect.attempt)
+                case SignalCommand():
+                    pass
+                case Again():
+                    self.handle(effect.event)
+                case Send():
+                    assert isinstance(effect.message, Declined)
+                    self.declined.append(effect.message)
+                case Finish():
+                    assert not self.finished
+                    self.finished = True
+
+    def hand(self, effect: Hand) -> None:
+        worker = self.workers[effect.worker]
+        assert worker.ending < 0, "work for a worker that was told to end"
+        assert effect.attempts
+        worker.unread += effect.attempts
+        order = [attempt.seq for attempt in effect.attempts]
+        assert order == sorted(order), "out of order in a hand"
+        lowest = min(attempt.group.priority for attempt in effect.attempts)
+        for other in self.core.attempts.values():   # nothing that could run there in their place ranks before them
+            if (other.where is Where.QUEUED and not effect.attempts[0].group.hooks
+                    and other.group.resources == effect.attempts[0].group.resources):
+                assert other.group.priority <= lowest
+
+    def command(self, attempt: Attempt) -> None:
+        assert attempt.key not in self.commands
+        self.commands[attempt.key] = attempt
+        self.bodies[attempt.key, None] += 1
+
+    # ---- what workers and commands do
+
+    def reads(self, worker: FakeWorker) -> None:
+        if not worker.ready:
+            worker.ready = True
+            worker.said.append(Ready())
+        worker.current = worker.unread.pop(0)
+        worker.since = self.now
+        assert worker.current.stage is not None
+        self.bodies[worker.current.key, worker.current.stage] += 1
+
+    def finishes(self, worker: FakeWorker, ok: bool, took: float) -> None:
+        attempt, worker.current = worker.current, None
+        assert attempt is not None and not worker.blocked
+        key = attempt.key
+        if ok and attempt.stage is Stage.PREPARE:
+            worker.said.append(Prepared(*key, "true"))
+            return
+        if attempt.stage is Stage.ABORTED or (attempt.stage is Stage.FINISH and attempt.failure is not None):
+            ok = False
+        elif ok and attempt.stage is Stage.CALL:
+            self.worked.add(key)
+        worker.said.append(Result(*key, ok, self.now - took, self.now, b"value" if ok else b"error"))
+
+    def hears(self, number: int) -> None:
+        worker = self.workers[number]
+        said, worker.said = worker.said, []
+        if said:
+            self.handle(Heard(number, said))
+
+    def dies(self, number: int) -> None:
+        """A worker ends: by itself, or because it was told to."""
+        worker = self.workers[number]
+        self.hears(number)
+        current = worker.current
+        if current is not None:
+            (self.died_under if worker.ending <= 0 else self.gone_back).add(current.key)
+        running = None if current is None else Running(*current.key, worker.since, 0, 0)
+        self.handle(WorkerGone(number, running, "it died"))
+        del self.workers[number]
+
+    def command_ends(self, key: Key, fault: Fault) -> None:
+        del self.commands[key]
+        if fault is Fault.NONE:
+            self.worked.add(key)
+        code = {Fault.NONE: 0, Fault.TASK: 3}.get(fault, 1)
+        payload = None if fault is Fault.PILOT else b"result"
+        self.handle(Commanded(key, code, self.now - 0.1, fault, payload))
+
+    def blocks(self, worker: FakeWorker) -> None:
+        assert worker.current is not None
+        worker.blocked = True
+        worker.said.append(Blocked(worker.current.item.task))
+
+    def wants_back(self, worker: FakeWorker) -> None:
+        assert worker.current is not None
+        worker.asking = True
+        worker.said.append(Unblocked(worker.current.item.task))
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        for key, attempt in [(each.key, each) for each in self.core.attempts.values()]:
+            if attempt.group.task_class.options.walltime and attempt.where is not Where.QUEUED:
+                self.ordered.setdefault(key, set()).add(Fault.WALLTIME)
+        seen = [(number, Running(*worker.current.key, worker.since, 0, 0)) for number, worker in self.workers.items()
+                if worker.current is not None and number in self.core.planner.watched]
+        self.handle(Tick(seen))
+
+    # ---- comparing
+
+    def read(self, report: Started | Exited | Ran) -> None:
+        """Compare a report with what happened."""
+        key = (report.task, report.attempt)
+        assert key in self.items, "a report about something that was never launched"
+        assert key not in self.exits, "a report after the end"
+        bodies = {stage: count for (each, stage), count in self.bodies.items() if each == key}
+        if isinstance(report, Ran):
+            assert bodies.get(None) == 1
+            return
+        if isinstance(report, Started):
+            self.started[key] += 1
+            assert self.started[key] == 1 and bodies
+            return
+        self.exits[key] = report
+        self.check_end(key, report, bodies)
+
+    def check_end(self, key: Key, report: Exited, bodies: dict[Stage | None, int]) -> None:
+        asked = self.ordered.get(key, set())
+        match report.fault:
+            case Fault.NONE:
+                assert key in self.worked, "success without a run"
+                assert report.payload is not None
+                assert set(bodies) == self.stages(key), "a stage was left out"
+            case Fault.TASK:
+                assert bodies and report.payload is not None
+            case Fault.WORKER:
+                assert key in self.died_under, "charged for a death that was not under it"
+            case Fault.RETURNED:
+                assert not bodies, "handed back though it had started"
+                assert asked & {Fault.RETURNED, Fault.PILOT}
+            case Fault.PILOT:
+                assert Fault.PILOT in asked or key in self.gone_back
+            case _:
+                assert report.fault in asked or report.fault is Fault.LAUNCHER
+        hooked = SPECS[CLASSES[self.items[key].cls].app].hooks
+        if hooked and report.fault in (Fault.WALLTIME, Fault.WORKER) and Fault.PILOT not in asked:
+            assert bodies.keys() & {Stage.ABORTED, Stage.FINISH}, "on_error or on_timeout was not asked"
+
+    def stages(self, key: Key) -> set[Stage | None]:
+        """What an attempt goes through that succeeds."""
+        app = SPECS[CLASSES[self.items[key].cls].app]
+        if app.kind is AppKind.PYTHON:
+            return {Stage.CALL}
+        return {Stage.PREPARE, None, Stage.FINISH} if app.kind is AppKind.COMMAND else {None}
+
+    def check(self) -> None:
+        """What holds after each turn."""
+        open_keys = {key for key in self.items if key not in self.exits}
+        held = {attempt.key for attempt in self.core.attempts.values()}
+        held |= {(item.task, item.attempt) for item in self.core._successors.values()}
+        assert held == open_keys, "what the brain has is not what it owes"
+        for (key, stage), count in self.bodies.items():
+            assert count <= 1, f"{stage} of {key} began twice"
+        in_use = sum(len(each.nodes[0].ranks[0].cores) for each in self.machine.out)
+        assert in_use + len(self.machine.free_cores) == CORES
+        for group in {id(each.group): each.group for each in self.core.attempts.values()}.values():
+            order = [each.seq for each in group.queue]
+            assert order == sorted(order), "out of order in the queue"
+        running = [each.group.resources for each in self.commands.values()]
+        for worker in self.workers.values():
+            if worker.current is not None and worker.blocked:
+                assert not worker.unread or worker.said, "work behind a task that waits"
+            elif worker.current is not None:
+                running.append(worker.current.group.resources)
+        assert sum(each.ranks * each.cores_per_rank for each in running) <= CORES, "two on one core"
+        assert self.core._crew.blocked == sum(worker.blocked for worker in self.core._crew.workers.values())
+        self.check_not_idle()
+
+    def check_not_idle(self) -> None:
+        """Nothing waits that would fit."""
+        queued = [attempt for attempt in self.core.attempts.values() if attempt.where is Where.QUEUED]
+        needs = [attempt.group.resources.ranks * attempt.group.resources.cores_per_rank for attempt in queued]
+        starving = self.core.planner.queue.starving(self.now, 10.0)
+        if needs and starving is None:
+            assert min(needs) > len(self.machine.free_cores), "something waits though there is room"
