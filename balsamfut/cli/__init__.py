@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"balsamfut: {exc}", file=sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):
+        print("balsamfut: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return _nobody_reads()

@@ -103,8 +103,7 @@ def print_standing(one: dict[str, Any], again: str) -> None:
             click.echo(f"  ... and {counts[state] - len(one[kind])} more: balsamfut task ls --state {state.lower()} "
                        f"--campaign{_quoted(name)}")
     if counts.get("WAITING"):
-        click.echo(f"  waiting: {counts['WAITING']} tasks wait for held ones, or for a future that only their script can "
-                   "bring: run it again")
+        click.echo(f"  waiting: {counts['WAITING']} for held tasks, or for futures that only their script can bring")
     if counts.get("FAILED") or counts.get("UPSTREAM_FAILED"):
         click.echo(f"  to try again what failed: {again} --retry-failed --campaign{_quoted(name)}")
 

@@ -30,6 +30,8 @@ STOPPING: Final = 5.0
 """Seconds for which one that is stopping may turn us away."""
 QUIET: Final = 1.0
 """Seconds without an ending after which the database is asked whether anything is left to wait for."""
+PAUSE: Final = 0.1
+"""Seconds before campaigns are resumed once more."""
 LOSSES: Final = 5
 """Interchanges in a row that may end before a single task does."""
 UNFINISHED: Final = ("WAITING", "READY", "ASSIGNED", "RUNNING")
@@ -150,6 +152,7 @@ class Resumption:
                 return
             shown.update()
         if self.unfinished():   # called by tasks meanwhile, or tried again by somebody
+            time.sleep(PAUSE)
             self.resume()
 
     def take(self, message: Message) -> bool:
