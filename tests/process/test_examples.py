@@ -28,10 +28,14 @@ EMT = {"Al": 39.4, "Cu": 134.4, "Ag": 100.1, "Au": 173.7, "Ni": 174.6, "Pd": 179
 
 
 def environment() -> dict[str, str]:
-    """With the repository importable, and the environment's own mpiexec found first."""
+    """With the repository importable and the environment's own mpiexec found first.
+
+    Interchanges end at once when they are alone, and have two workers: a campaign whose script is killed stops halfway.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     programs = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": os.pathsep.join(programs)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": os.pathsep.join(programs),
+            "BALSAMFUT_INTERCHANGE_LINGER": "0", "BALSAMFUT_PILOT_MAX_WORKERS": "2"}
 
 
 def run(script: Path, *arguments: str) -> str:
@@ -144,8 +148,7 @@ def test_bulk_moduli_finds_the_moduli_of_seven_metals_and_computes_nothing_twice
 
 def test_bulk_moduli_killed_halfway_goes_on_and_repeats_nothing_that_was_done(site_dir: Path) -> None:
     pytest.importorskip("ase")
-    alone = {"BALSAMFUT_INTERCHANGE_LINGER": "0"}   # so that it does not finish the campaign without its script
-    script = subprocess.Popen([sys.executable, str(EXAMPLES / "bulk_moduli.py")], env=environment() | alone,
+    script = subprocess.Popen([sys.executable, str(EXAMPLES / "bulk_moduli.py")], env=environment(),
                               stdout=subprocess.DEVNULL)
     try:
         until(lambda: DATABASE.exists() and len(printed()) >= 40)
@@ -153,7 +156,7 @@ def test_bulk_moduli_killed_halfway_goes_on_and_repeats_nothing_that_was_done(si
     finally:
         script.kill()
         script.wait()
-    # The interchange ends by itself once it is alone, and everything that it has recorded by then is done for good.
+    # The interchange ends because it is alone; everything that it has recorded by then is done for good.
     until(nobody_owns_the_database)
     before = done_tasks()
     assert 40 <= len(before) < 225
