@@ -50,7 +50,9 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
         if not plans:
             return nothing_to_do(reader, campaign, again, as_json)
         try:
-            for one in plans:
+            for number, one in enumerate(plans):
+                if number:
+                    resuming.wait_for_end(directory)   # it runs for another machine
                 resuming.Resumption(directory, reader, one, retry_failed).run()
         except KeyboardInterrupt:
             output.say("interrupted; the interchange stops unless a script uses it, what is recorded stays, and "

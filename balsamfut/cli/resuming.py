@@ -63,6 +63,13 @@ def wanted_by(reader: Reader, campaign: str) -> local.Wanted:
     return local.Wanted(info.get("platform", ""), int(info.get("nodes") or 0), int(info.get("max_workers") or 0))
 
 
+def wait_for_end(site: Path) -> None:
+    """Wait for the interchange, if there is one, to end after its last client; one that somebody else uses stays."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := local.read(site)) is not None and local.alive(found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 class Resumption:
     """Brings the campaigns of one plan to their end."""
 

@@ -497,6 +497,35 @@ def test_the_machine_that_the_script_asked_for_is_the_one_that_is_resumed_on(kil
         resume.wait(20)
 
 
+def test_campaigns_of_different_machines_are_resumed_each_on_its_own(site_dir: Path, run: Any,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALSAMFUT_INTERCHANGE_LINGER", "0.3")
+    (site_dir / "script.py").write_text(
+        "import sys, time\nfrom balsamfut import Executor\n"
+        "platform = sys.argv[1] if sys.argv[1] != 'workstation' else None\n"
+        "with Executor(campaign=sys.argv[1], platform=platform) as ex:\n"
+        "    print('submitted', [ex.submit(time.sleep, 0.1 + n / 1000) for n in range(9)][-1].task_id, flush=True)\n"
+        "    time.sleep(60)\n")
+    for platform in ("crux", "workstation"):
+        script = subprocess.Popen([sys.executable, "script.py", platform], cwd=site_dir, stdout=subprocess.PIPE,
+                                  text=True)
+        assert script.stdout is not None and script.stdout.readline().startswith("submitted")
+        script.kill()
+        script.wait()
+        script.stdout.close()
+        wait_for(lambda: interchange_of(site_dir) is None)
+    # Most of the first campaign is done: so many cores has a pretend node.  Only machines are of interest here.
+    engine = sa.create_engine(f"sqlite:///{site_dir / '.balsamfut' / 'balsamfut.db'}")
+    with engine.begin() as connection:
+        connection.execute(sa.update(schema.tasks).values(state=S.READY.value, pilot=0, attempt=0, payload=None))
+    engine.dispose()
+    assert run("resume")[:2] == (0, "crux: 9 done of 9\nworkstation: 9 done of 9\n")
+    with open_site(site_dir / ".balsamfut") as reader:
+        platforms = {pilot.id: pilot.platform for pilot in reader.pilots()}
+        assert {(each.campaign, platforms[each.pilot]) for each in reader.tasks()} == {
+            ("crux", "crux"), ("workstation", "workstation")}
+
+
 def test_the_interchange_may_die_while_tasks_are_resumed(killed: Path) -> None:
     resume = start("resume", cwd=killed)
     connected(resume)
