@@ -78,6 +78,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     token = f"BALSAMFUT_TEST_TOKEN={uuid.uuid4().hex}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*token.split("="))
+        patch.setenv("BALSAMFUT_INTERCHANGE_LINGER", "0.1")   # each test waits until its interchange has gone
         yield
     deadline = time.monotonic() + LEFT_BEHIND_AFTER
     while (left := carrying(token)) and time.monotonic() < deadline:
