@@ -305,7 +305,8 @@ def test_what_waits_for_a_script_that_is_gone_is_not_waited_for(store: Store, ru
     assert code == 1 and "waiting: 1 for held tasks" in out
 
 
-def test_tasks_that_were_called_meanwhile_are_resumed_too(store: Store, run: Any, keep: Any) -> None:
+def test_tasks_that_were_called_meanwhile_are_resumed_and_failed_ones_tried_once(store: Store, run: Any,
+                                                                                 keep: Any) -> None:
     store.commit(Writes(tasks=[task(1), task(2)]))
     keeper = keep([1], {1: S.DONE})
     keeper_handle = keeper._handle
@@ -316,8 +317,8 @@ def test_tasks_that_were_called_meanwhile_are_resumed_too(store: Store, run: Any
         keeper_handle(peer, message)
 
     keeper._handle = second_time
-    assert run("resume")[:2] == (0, "scan7: 2 done of 2\n")
-    assert len(keeper.of(messages.Resume)) == 2
+    assert run("resume", "--retry-failed")[:2] == (0, "scan7: 2 done of 2\n")
+    assert [message.retry_failed for message in keeper.of(messages.Resume)] == [True, False]
 
 
 def test_an_interchange_that_does_not_know_us_any_more_is_asked_again(store: Store, run: Any, keep: Any) -> None:
@@ -336,6 +337,24 @@ def test_an_interchange_that_does_not_know_us_any_more_is_asked_again(store: Sto
     code, out, err = run("resume")
     assert (code, out) == (0, "scan7: 1 done of 1\n") and "lost the interchange" in err
     assert len(keeper.hellos) == 2 and keeper.hellos[0].token == keeper.hellos[1].token
+
+
+def test_interchanges_may_be_lost_often_as_long_as_tasks_end_between(store: Store, run: Any, keep: Any) -> None:
+    store.commit(Writes(tasks=[task(n) for n in range(1, 10)]))
+    keeper = keep([], {})
+    keeper_handle = keeper._handle
+
+    def one_task_and_gone(peer: bytes, message: Any) -> None:
+        if isinstance(message, messages.Resume):
+            number = len(keeper.of(messages.Resume)) + 1
+            keeper.open_tasks, keeper.ends = list(range(number, 10)), {number: S.DONE}
+        keeper_handle(peer, message)
+        if isinstance(message, messages.Resume) and number < 9:
+            keeper.door.send(peer, messages.Refused("InterchangeLost", "this interchange does not know you"))
+
+    keeper._handle = one_task_and_gone
+    assert run("resume")[:2] == (0, "scan7: 9 done of 9\n")
+    assert len(keeper.hellos) == 9
 
 
 def test_an_interchange_that_never_gets_anywhere_is_given_up(store: Store, run: Any, keep: Any) -> None:
