@@ -83,7 +83,7 @@ class Core:
         self.requests = Requests(self.book, self.flow)
         self.attempts = Attempts(self.book, self.flow, fits)
         self.sessions = Sessions(self.book, self.flow, config)
-        self.flow.slots = config.cores * config.nodes
+        self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.failed_starts = 0
         self.told_unfit: set[int] = set()
@@ -264,11 +264,14 @@ class Core:
     # ---- an embedded interchange's life
 
     def reshape(self, message: Hello) -> None:
-        """The first client decides what the local pilot is: replace one that was made for another."""
-        old = self.sessions.shape
-        cores = message.max_workers if not message.platform and message.max_workers else old.cores
-        wished = Shape(message.platform or old.platform, message.nodes or old.nodes, cores)
-        if len(self.sessions.alive()) > 1 or wished == old:
+        """A client that is alone decides what the local pilot is: replace one that was made for another."""
+        if len(self.sessions.alive()) > 1:
+            return
+        usual = self.sessions.config.usual
+        platform = message.platform or usual.platform
+        cores = message.max_workers or (usual.cores if platform == usual.platform else 0)
+        wished = Shape(platform, message.nodes or usual.nodes, cores if platform == "workstation" else 0)
+        if wished == self.sessions.shape:
             return
         self.sessions.shape = wished
         self.flow.slots = wished.nodes * wished.cores

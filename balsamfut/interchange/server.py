@@ -29,7 +29,7 @@ from balsamfut.interchange import files
 from balsamfut.interchange.blocks import LocalPilots
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.requests import Found, Wanted
-from balsamfut.interchange.sessions import Config
+from balsamfut.interchange.sessions import Config, Shape
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.messages import PROTOCOL, Enrol, FromClient, FromPilot, Hello, Message, Notice, Reports, Submit
 from balsamfut.model import Resources
@@ -45,7 +45,9 @@ WORK: Final = 1024
 TICK: Final = 0.2
 """Seconds between looks at what time alone brings."""
 GIVE_UP: Final = 600.0
-"""Seconds that a commit may go on failing before this process ends and leaves the rest to its successor."""
+"""Seconds that a commit may go on failing before this process ends and leaves the rest to its successor ..."""
+GIVE_UP_ALONE: Final = 10.0
+"""... and when it is ending anyway, or nobody is there."""
 
 
 class Clock:
@@ -74,6 +76,13 @@ class Fits:
         return packer.capacity(resources)
 
 
+def shape(platform: str, nodes: int, cores: int) -> Shape:
+    """A local pilot: a workstation has as many cores as it is given, or as this machine has; others have their own."""
+    if platform != "workstation":
+        return Shape(platform, nodes, 0)
+    return Shape(platform, nodes, cores or len(os.sched_getaffinity(0)))
+
+
 class Server:
     """One interchange of one site."""
 
@@ -84,15 +93,14 @@ class Server:
         self.store = Store(self.settings.database_url(site), synchronous=self.settings.synchronous(args.embedded))
         self.store.open()
         chosen = self.settings.pilot
-        platform = args.platform or chosen.platform
-        cores = args.cores or chosen.max_workers
-        if platform == "workstation" and not cores:
-            cores = len(os.sched_getaffinity(0))
+        usual = shape(chosen.platform, chosen.nodes, chosen.max_workers)
+        platform = args.platform or usual.platform
+        first = shape(platform, args.nodes or usual.nodes, args.cores or chosen.max_workers)
+        platforms.load(platform)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
-            inline=self.settings.wire.inline_limit, platform=platform, nodes=args.nodes or chosen.nodes, cores=cores,
+            inline=self.settings.wire.inline_limit, usual=usual, first=first,
             linger=self.settings.interchange.linger, pid=os.getpid())
-        platforms.load(platform)
         self.core = Core(self.store.load_world(), config, Fits(), self.clock.now())
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
@@ -105,6 +113,7 @@ class Server:
             self.poller.register(item)
         self.watched: dict[int, int] = {}        # pidfd -> session
         self.signalled = False
+        self.complained = ""                     # what was last said about a database that does not take writes
 
     # ---- the beginning and the end
 
@@ -285,18 +294,25 @@ class Server:
                 break
             except StoreError as error:
                 waited = self.clock.now() - began
-                if not error.transient or waited > GIVE_UP:
+                needed = self.core.book.peers and not self.core.sessions.stopping
+                if not error.transient or waited > (GIVE_UP if needed else GIVE_UP_ALONE):
                     raise
-                if pause == 0.05:
-                    log.error("cannot write to the database, trying again: %s", error)
-                if 1.0 < waited < 1.0 + 2 * pause:
-                    for peer in self.core.book.peers:
-                        self.clients.send(peer, Notice(
-                            f"the interchange cannot write to its database: {error}; it goes on as soon as it can"))
+                if waited > 1.0 or not self.complained:
+                    self.complain(error)
                 time.sleep(pause)
                 pause = min(1.5 * pause, 2.0)
-        if pause > 0.05:
-            log.warning("the database takes writes again after %.1f s", self.clock.now() - began)
+        if self.complained and turn.writes.tasks:
+            self.complained = ""
+            log.warning("the database takes writes again")
+
+    def complain(self, error: StoreError) -> None:
+        """Say, once for each reason, that the database does not take writes."""
+        if str(error) == self.complained:
+            return
+        self.complained = str(error)
+        log.error("%s; trying again", error)
+        for peer in self.core.book.peers:
+            self.clients.send(peer, Notice(f"{error}; the interchange keeps trying, nothing is lost"))
 
     # ---- clients on this machine
 

@@ -32,9 +32,8 @@ class Config:
     data: str
     objects: str
     inline: int
-    platform: str
-    nodes: int
-    cores: int                    # of a workstation's pilot; 0: as many as the machine has
+    usual: Shape                  # of the local pilot, where a client does not say what it wants
+    first: Shape                  # ... what the client that started us wants
     linger: float                 # seconds that an embedded interchange stays without a client
     pid: int = 0
 
@@ -46,7 +45,7 @@ class Sessions:
         self.book = book
         self.flow = flow
         self.config = config
-        self.shape = Shape(config.platform, config.nodes, config.cores)
+        self.shape = config.first
         self.stopping = ""         # why this interchange is ending, if it is
 
     def hello(self, peer: bytes, message: Hello, now: float) -> Session | None:

@@ -484,13 +484,15 @@ def test_row_61_what_is_over_is_let_go_of(tmp_path: Path) -> None:
             assert sum(call.result(30) for call in calls) == n * (n - 1) // 2
             return [weakref.ref(call) for call in calls[::100]]
 
-        batch(10_000)
+        for _ in range(3):   # the interchange keeps the last 20,000 at hand
+            batch(10_000)
         gc.collect()
         before = interchange.memory_info().rss, own.memory_info().rss
         there = [ref for _ in range(3) for ref in batch(10_000)]
         until(lambda: gc.collect() >= 0 and not any(ref() for ref in there), "all futures are let go")
         grown = interchange.memory_info().rss - before[0], own.memory_info().rss - before[1]
-    assert max(grown) / 30_000 < 150   # bytes a task: nothing of it stays
+    # Bytes a task.  SQLite's page cache still grows, up to its bound, by 160; a record that stayed would be 850.
+    assert max(grown) / 30_000 < 400
 
 
 def test_row_62_an_app_called_after_the_executor_has_ended_says_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from balsamfut.interchange.book import Session
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.records import Task, World, Writes
 from balsamfut.interchange.requests import Found, Wanted
-from balsamfut.interchange.sessions import Config
+from balsamfut.interchange.sessions import Config, Shape
 from balsamfut.messages import (
     PROTOCOL,
     Accepted,
@@ -36,8 +36,8 @@ from balsamfut.messages import (
 )
 from balsamfut.model import CLOSED, AppKind, AppSpec, Options, Pool, Resources, TaskClass, TaskSpec, TaskState
 
-CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, platform="workstation", nodes=1,
-                cores=2, linger=1e9)
+CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, linger=1e9,
+                usual=Shape("workstation", 1, 2), first=Shape("workstation", 1, 2))
 MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")
 KEPT = [name for name in Task.__struct_fields__ if name not in MEMORY]
 

@@ -118,7 +118,8 @@ class World:
         self.worked: set[Key] = set()            # the function, or the command, ended well
         self.died_under: set[Key] = set()        # its worker died by itself
         self.ordered: dict[Key, set[Fault]] = {}    # ends that somebody asked for, or that time asked for
-        self.gone_back: set[Key] = set()         # its worker was ended for another's sake
+        self.forbidden: set[Key] = set()         # it must not begin any more
+        self.signalled: set[Key] = set()         # commands that were told to end
         self.exits: dict[Key, Exited] = {}
         self.started: Counter[Key] = Counter()
         self.told = False
@@ -174,7 +175,7 @@ class World:
                 case StartCommand():
                     self.command(effect.attempt)
                 case SignalCommand():
-                    pass
+                    self.signalled.add(effect.key)
                 case Again():
                     self.handle(effect.event)
                 case Send():
@@ -215,7 +216,8 @@ class World:
 
     def finishes(self, worker: FakeWorker, ok: bool, took: float) -> None:
         attempt, worker.current = worker.current, None
-        assert attempt is not None and not worker.blocked
+        assert attempt is not None and not worker.asking
+        worker.blocked = False           # a thread of it may be waiting still: it no longer counts
         key = attempt.key
         if ok and attempt.stage is Stage.PREPARE:
             worker.said.append(Prepared(*key, "true"))
@@ -238,14 +240,15 @@ class World:
         self.hears(number)
         current = worker.current
         if current is not None:
-            (self.died_under if worker.ending <= 0 else self.gone_back).add(current.key)
+            if worker.ending <= 0:
+                self.died_under.add(current.key)
         running = None if current is None else Running(*current.key, worker.since, 0, 0)
         self.handle(WorkerGone(number, running, "it died"))
         del self.workers[number]
 
     def command_ends(self, key: Key, fault: Fault) -> None:
         del self.commands[key]
-        if fault is Fault.NONE:
+        if fault is Fault.NONE and key not in self.signalled:
             self.worked.add(key)
         code = {Fault.NONE: 0, Fault.TASK: 3}.get(fault, 1)
         payload = None if fault is Fault.PILOT else b"result"
@@ -269,6 +272,11 @@ class World:
         seen = [(number, Running(*worker.current.key, worker.since, 0, 0)) for number, worker in self.workers.items()
                 if worker.current is not None and number in self.core.planner.watched]
         self.handle(Tick(seen))
+
+    def never(self, keys: list[Key]) -> None:
+        """From now on these must not begin, if they have not."""
+        begun = {key for key, _ in self.bodies}
+        self.forbidden |= {key for key in keys if key not in begun}
 
     # ---- comparing
 
@@ -303,7 +311,7 @@ class World:
                 assert not bodies, "handed back though it had started"
                 assert asked & {Fault.RETURNED, Fault.PILOT}
             case Fault.PILOT:
-                assert Fault.PILOT in asked or key in self.gone_back
+                assert Fault.PILOT in asked
             case _:
                 assert report.fault in asked or report.fault is Fault.LAUNCHER
         hooked = SPECS[CLASSES[self.items[key].cls].app].hooks
@@ -325,6 +333,7 @@ class World:
         assert held == open_keys, "what the brain has is not what it owes"
         for (key, stage), count in self.bodies.items():
             assert count <= 1, f"{stage} of {key} began twice"
+            assert key not in self.forbidden, f"{stage} of {key} began though it was ended before"
         in_use = sum(len(each.nodes[0].ranks[0].cores) for each in self.machine.out)
         assert in_use + len(self.machine.free_cores) == CORES
         for group in {id(each.group): each.group for each in self.core.attempts.values()}.values():
@@ -337,7 +346,9 @@ class World:
             elif worker.current is not None:
                 running.append(worker.current.group.resources)
         assert sum(each.ranks * each.cores_per_rank for each in running) <= CORES, "two on one core"
-        assert self.core._crew.blocked == sum(worker.blocked for worker in self.core._crew.workers.values())
+        workers = self.core._crew.workers.values()
+        assert self.core._crew.blocked == sum(worker.blocked for worker in workers)
+        assert {worker.id for worker in self.core.planner.returning} <= {each.id for each in workers if each.blocked}
         self.check_not_idle()
 
     def check_not_idle(self) -> None:

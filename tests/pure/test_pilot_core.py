@@ -59,6 +59,7 @@ class Pilot(RuleBasedStateMachine):
         self.task += count
         if self.stopped:
             self.order([(item.task, item.attempt) for item in items], Fault.RETURNED)
+            self.world.never([(item.task, item.attempt) for item in items])
         self.world.launch(items)
 
     @rule(data=st.data())
@@ -82,6 +83,7 @@ class Pilot(RuleBasedStateMachine):
     def kill(self, data: st.DataObject) -> None:
         key = self.pick(data, self.open())
         self.order([key], Fault.KILLED)
+        self.world.never([key])
         self.world.handle(Kill([key]))
 
     @rule(data=st.data())
@@ -116,6 +118,7 @@ class Pilot(RuleBasedStateMachine):
     def stop(self, grace: float) -> None:
         self.stopped = True
         self.order(self.open(), Fault.PILOT)
+        self.world.never(self.open())
         self.world.handle(Stop(grace))
 
     # ---- workers
@@ -150,6 +153,11 @@ class Pilot(RuleBasedStateMachine):
     @precondition(lambda self: self.workers(busy=True))
     def block(self, data: st.DataObject) -> None:
         self.world.blocks(self.world.workers[self.pick(data, self.workers(busy=True))])
+
+    @rule(data=st.data(), ok=st.booleans())
+    @precondition(lambda self: self.waiting())
+    def finish_while_a_thread_waits(self, data: st.DataObject, ok: bool) -> None:
+        self.world.finishes(self.world.workers[self.pick(data, self.waiting())], ok, 0.1)
 
     def waiting(self) -> list[int]:
         return [number for number, worker in self.world.workers.items() if worker.blocked and not worker.asking]
@@ -267,6 +275,81 @@ def test_what_lies_behind_a_long_task_is_taken_back() -> None:
     world.plan()
     assert worker.unread == []
     assert world.core.attempts[worker.current.item.task].announced  # type: ignore[union-attr]
+
+
+def warm_world(queued: int) -> World:
+    """Short tasks in deep hands, and each worker has read one."""
+    world = World()
+    world.launch([world.make(number, 0) for number in range(1, 9)])
+    world.plan()
+    ran(world, 1e-5)
+    world.launch([world.make(number, 0) for number in range(11, 11 + queued)])
+    world.plan()
+    for worker in world.workers.values():
+        world.reads(worker)
+    return world
+
+
+def test_a_task_that_waits_gives_back_its_slot_and_what_lies_behind_it() -> None:
+    world = warm_world(60)
+    number, worker = next((number, worker) for number, worker in world.workers.items() if worker.unread)
+    world.blocks(worker)
+    world.hears(number)
+    assert worker.unread == []
+    world.plan()
+    world.check()
+    assert len(world.workers) == CORES + 1            # its core has another worker now
+    world.wants_back(worker)
+    world.hears(number)
+    world.plan()
+    assert worker.blocked                             # there is no core free
+    other = next(other for other in world.workers if other != number and world.workers[other].current is not None)
+    while world.workers[other].current is not None or world.workers[other].unread:
+        if world.workers[other].current is None:
+            world.reads(world.workers[other])
+        world.finishes(world.workers[other], True, 1e-5)
+        world.hears(other)
+        world.plan()
+    assert not worker.blocked, "queued work went before a task that wants to go on"
+
+
+def test_a_result_that_crosses_the_order_to_kill_counts_and_its_worker_gets_no_more() -> None:
+    world = warm_world(60)
+    number, worker = next((number, worker) for number, worker in world.workers.items() if worker.unread)
+    assert worker.current is not None
+    task = worker.current.item.task
+    world.finishes(worker, True, 1e-5)
+    world.handle(Kill([(task, 1)]))
+    world.hears(number)
+    world.plan()                                      # World.hand would complain
+    assert worker.ending == 9 and world.exits[task, 1].fault is Fault.NONE
+    world.dies(number)
+    world.plan()
+    world.check()
+
+
+def test_a_walltime_ends_one_task_of_a_hand_and_no_other() -> None:
+    world = World()
+    for cls in (5, 5):
+        world.launch([world.make(100 * cls + len(world.items), cls) for _ in range(20)])
+        world.plan()
+        ran(world, 1e-5, 10)
+    world.launch([world.make(number, 5) for number in range(1000, 1040)])
+    world.plan()
+    number, worker = next((number, worker) for number, worker in world.workers.items() if len(worker.unread) > 2)
+    world.reads(worker)
+    assert worker.current is not None
+    slow, key = worker.current, worker.current.key
+    while not world.workers[number].ending > 0:
+        world.passes(0.3)
+        world.plan()
+    world.dies(number)
+    world.plan()
+    assert slow.failure is not None and key not in world.exits       # on_timeout is to be asked
+    for _ in range(20):
+        ran(world, 1e-5)
+    assert world.exits[key].fault is Fault.WALLTIME
+    assert {report.fault for each, report in world.exits.items() if each != key} == {Fault.NONE}
 
 
 def test_higher_priority_takes_hands_back() -> None:
