@@ -247,7 +247,7 @@ class Core(Ledger):
         elif attempt.cause is not Fault.NONE:
             self._over(attempt, attempt.cause)
         else:                                    # it gave its slot back and did not wait for another
-            self._queue.append(attempt)
+            self._queue.put_back([attempt])
 
     def _blocked(self, worker: Worker) -> None:
         """The task waits for another: its slot, and what is queued behind it, are for others."""

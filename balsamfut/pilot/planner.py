@@ -94,7 +94,8 @@ class Planner:
             depth = group.depth()
             if len(worker.hand) * 2 > depth:
                 continue
-            if (group.queue and not self.returning and self.queue.best(group.shelf) is group
+            if (group.queue and group.queue[0].stage is not None and not self.returning
+                    and self.queue.best(group.shelf) is group
                     and (starving is None or group.rank < starving.rank)):
                 self._hand(worker, group, depth - len(worker.hand))
             elif not worker.hand:

@@ -65,7 +65,8 @@ class Attempt:
     @property
     def begun(self) -> bool:
         """Something of it has run, so it cannot be handed back."""
-        return self.ran is not None or self.failure is not None or self.where is not Where.QUEUED
+        return (self.ran is not None or self.failure is not None or self.command is not None
+                or self.where is not Where.QUEUED)
 
 
 class Group:

@@ -239,9 +239,8 @@ class World:
         worker = self.workers[number]
         self.hears(number)
         current = worker.current
-        if current is not None:
-            if worker.ending <= 0:
-                self.died_under.add(current.key)
+        if current is not None and worker.ending <= 0:
+            self.died_under.add(current.key)
         running = None if current is None else Running(*current.key, worker.since, 0, 0)
         self.handle(WorkerGone(number, running, "it died"))
         del self.workers[number]

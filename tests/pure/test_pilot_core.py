@@ -313,6 +313,28 @@ def test_a_task_that_waits_gives_back_its_slot_and_what_lies_behind_it() -> None
     assert not worker.blocked, "queued work went before a task that wants to go on"
 
 
+def test_a_task_may_end_or_die_while_it_waits() -> None:
+    for how in ("ends", "dies"):
+        world = warm_world(60)
+        number, worker = next((number, worker) for number, worker in world.workers.items() if worker.unread)
+        world.blocks(worker)
+        world.hears(number)
+        world.plan()
+        if how == "ends":
+            world.finishes(worker, True, 1.0)
+            world.hears(number)
+        else:
+            world.wants_back(worker)
+            world.hears(number)
+            world.plan()
+            world.dies(number)
+        world.plan()
+        world.check()
+        for _ in range(5):
+            ran(world, 1e-5, 10)
+            world.check()
+
+
 def test_a_result_that_crosses_the_order_to_kill_counts_and_its_worker_gets_no_more() -> None:
     world = warm_world(60)
     number, worker = next((number, worker) for number, worker in world.workers.items() if worker.unread)
