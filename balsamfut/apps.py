@@ -54,11 +54,12 @@ class App(Generic[P, R]):
     def name(self) -> str:
         return self.parts.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+    # Any argument may be a future of what the function takes, at any depth, which types cannot say.
+    def __call__(self, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Submit a task.  Raises NoExecutor where no Executor is open, TemplateError and TypeError as `bind` does."""
         from balsamfut.executor import innermost
 
-        return innermost().submit(cast("Callable[P, R]", self), *args, **kwargs)
+        return innermost().submit(cast("Callable[..., R]", self), *args, **kwargs)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallPlan:
         """The call that an Executor is to submit.  Raises TypeError where a template's parameters are not given."""

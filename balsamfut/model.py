@@ -8,6 +8,7 @@ knows neither sockets nor databases.
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -191,13 +192,47 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     extra: Extra | None = None
 
 
-class ShellResult(msgspec.Struct, frozen=True):
-    """How a command ended: its exit code, and where its output is (absolute paths, as text)."""
+class ShellResult:
+    """How a command ended: its exit code, and where its output is.  Compares by value, cannot be changed.
 
+    Attributes: returncode (int); stdout, stderr, workdir (absolute pathlib.Path; stderr is stdout where it was merged).
+    """
+
+    __slots__ = ("returncode", "_paths")
     returncode: int
-    stdout: str
-    stderr: str
-    workdir: str
+    _paths: tuple[str, str, str]
+
+    def __init__(self, returncode: int, stdout: str, stderr: str, workdir: str) -> None:
+        object.__setattr__(self, "returncode", returncode)
+        object.__setattr__(self, "_paths", (stdout, stderr, workdir))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a ShellResult cannot be changed (attribute {name})")
+
+    @property
+    def stdout(self) -> Path:
+        return Path(self._paths[0])
+
+    @property
+    def stderr(self) -> Path:
+        return Path(self._paths[1])
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self._paths[2])
+
+    def __reduce__(self) -> tuple[type[ShellResult], tuple[int, str, str, str]]:
+        return ShellResult, (self.returncode, *self._paths)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShellResult) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash(self.__reduce__())
+
+    def __repr__(self) -> str:
+        stdout, stderr, workdir = self._paths
+        return f"ShellResult(returncode={self.returncode}, {stdout=}, {stderr=}, {workdir=})"
 
 
 def default_workdir(task: int) -> str:

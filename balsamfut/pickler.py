@@ -32,8 +32,18 @@ from typing import IO, Any, Final
 
 import cloudpickle  # type: ignore[import-untyped, unused-ignore]
 
-HOME: Final = uuid.uuid4().hex
-"""This process, in the names of the namespaces that begin here."""
+
+def _home() -> str:
+    """Where namespaces begin that this process names.
+
+    A script is known by its path: run again, its functions are the same bytes and so the same code in the record.
+    What has no path (a notebook, a worker) is known by nothing but itself.
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return blake2b(os.path.abspath(script).encode(), digest_size=16).hexdigest() if script else uuid.uuid4().hex
+
+
+HOME: Final = _home()
 
 Reducer = Callable[[Any], Any]
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from balsamfut import serialize
+from balsamfut import platforms, serialize
 from balsamfut.calls import AppLike, CallPlan, plain_parts
 from balsamfut.context import TaskContext
 from balsamfut.context import current as current_task
@@ -72,7 +72,10 @@ class Executor(concurrent.futures.Executor):
             self._attach(task, campaign)
             stack.push(self)
             return
+        if platform is not None:
+            platforms.load(platform)   # a name that there is none of is told before anything is started
         directory = local.site_directory(site)
+        local.make(directory)
         defaults = load_settings(directory).options()
         pool = _pool(initializer, initargs)
         self._open(

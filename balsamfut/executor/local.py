@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch
+from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError
 from balsamfut.executor.deliver import error_named
 from balsamfut.messages import PROTOCOL
 
@@ -125,7 +125,7 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
     """
     found = read(site)
     if found is None or not alive(found):
-        site.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make(site)
         with _turn(site):
             found = read(site)  # somebody may have been faster
             if found is None or not alive(found):
@@ -141,6 +141,16 @@ def _checked(site: Path, found: Connection) -> Connection:
         raise InterchangeLost(f"the interchange of {site} runs on {found.host} (process {found.pid}), can be reached "
                               "only there: run the script on that host, or end the process and run it here")
     return found
+
+
+def make(site: Path) -> None:
+    """The site's directory, made if it is not there.  Raises SiteError where it cannot be."""
+    try:
+        site.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        why = "it is not a directory" if isinstance(exc, FileExistsError) else exc.strerror
+        raise SiteError(f"{site} cannot be the site's directory: {why}; work elsewhere, or name another with site=... "
+                        "or $BALSAMFUT_SITE") from None
 
 
 @contextmanager

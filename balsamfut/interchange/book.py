@@ -225,15 +225,15 @@ class Book:
                     watcher.endings.append(ending)
                     self.told.add(session)
 
-    def remember(self, task: Task) -> None:
-        """Keep a task that is over at hand for a while."""
+    def remember(self, task: Task, *, forget: bool = True) -> None:
+        """Keep a task that is over at hand for a while; forget the oldest where there are too many."""
         recent = self.recent
         if task.id in recent:
             return
         recent[task.id] = task
         payload = task.payload
         self._recent_bytes += weight(payload)
-        while len(recent) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES:
+        while forget and (len(recent) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES):
             self._recent_bytes -= weight(recent.popitem(last=False)[1].payload)
 
     def forget(self, task: Task) -> None:

@@ -77,6 +77,7 @@ def own(site: Path, patience: float = 30.0) -> int:
 
 def fail(site: Path, error: BalsamfutError) -> None:
     """Leave word for whoever started us."""
-    said = {"error": type(error).__name__, "text": str(error)}
+    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == BalsamfutError.__module__)
+    said = {"error": known, "text": str(error)}
     with suppress(OSError):
         write_file(site / "interchange.error", msgspec.json.encode(said))

@@ -74,7 +74,8 @@ class Flow:
                 elif each.state is not S.DONE:
                     self._fail_upstream(dependent, each, now)
                     stack.append(dependent)
-                elif not dependent.missing and dependent.state is S.WAITING:
+                elif not dependent.missing and (dependent.state is S.WAITING or dependent.reason == NO_SCRIPT):
+                    dependent.reason = ""
                     book.move(dependent, S.READY)
                     self.ready(dependent, now)
 
@@ -212,13 +213,23 @@ class Flow:
         fresh = [task for task in tasks if book.find(task.id) is None]
         for task in fresh:
             if task.state in CLOSED:
-                book.remember(task)
+                book.remember(task, forget=False)   # all of what was read is needed now
             else:
                 book.tasks[task.id] = task
         by_id = {task.id: task for task in fresh}
         for task in fresh:
             if task.state not in CLOSED:
                 self._adopt_open(task, by_id, now, connected)
+        for task in fresh:     # only now are all links there, by which those that wait are found
+            if book.classes[task.cls].app.kind is AppKind.PROMISE and not connected(task.session):
+                self.hold(task, NO_SCRIPT)
+
+    def hold_promises(self, session: int) -> None:
+        """A script has gone: what waits for its futures is put aside."""
+        for (owner, _), number in self.promises.items():
+            task = self.book.tasks.get(number)
+            if owner == session and task is not None:
+                self.hold(task, NO_SCRIPT)
 
     def _adopt_open(self, task: Task, by_id: dict[int, Task], now: float, connected: Callable[[int], bool]) -> None:
         book = self.book
@@ -230,8 +241,6 @@ class Flow:
         if book.classes[task.cls].app.kind is AppKind.PROMISE:
             task.missing = 1
             self.promises[(task.session, task.spec.n)] = task.id
-            if task.state is S.WAITING and not connected(task.session):
-                self.hold(task, NO_SCRIPT)
         elif task.state in (S.ASSIGNED, S.RUNNING):
             pilot = book.pilots.get(task.pilot)
             if pilot is None:

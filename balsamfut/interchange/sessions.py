@@ -170,6 +170,7 @@ class Sessions:
             self.book.peers.pop(session.peer, None)
         session.peer = None
         session.keeper = False
+        self.flow.hold_promises(session.id)
         if said_so:
             session.row.closed = now
             if not session.observer:
