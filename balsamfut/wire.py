@@ -1,6 +1,7 @@
 """Sockets and framing: the only module that imports zmq.
 
-A Door is where many peers come in (ROUTER), a Link is one peer's way to it (DEALER); one message is one msgpack frame.
+A Door is where many peers come in (ROUTER), a Link is one peer's way to it (DEALER); one message is one msgpack frame,
+and several that go to one peer at once travel together, since what costs is waking it.
 A frame that does not decode by the union of the door is logged and dropped: it is never fatal, and never half used.
 Nothing here blocks but `Poller.poll`.  This module knows no message's meaning.
 
@@ -85,25 +86,25 @@ class Door:
         return self._socket
 
     def receive(self, limit: int) -> list[tuple[bytes, Message]]:
-        """At most `limit` messages that have arrived, with who sent them; never waits."""
+        """What has arrived in at most `limit` sendings, with who sent it; never waits."""
         got: list[tuple[bytes, Message]] = []
         receive, decode = self._socket.recv_multipart, self._decode
         try:
             for _ in range(limit):
-                frames = receive(zmq.NOBLOCK)
-                try:
-                    peer, frame = frames
-                    got.append((peer, decode(frame)))
-                except (ValueError, msgspec.DecodeError, RecursionError) as error:
-                    log.warning("dropped a message of %d frames from %s that is not in the protocol: %s",
-                                len(frames) - 1, frames[0].hex(), error)
+                peer, *frames = receive(zmq.NOBLOCK)
+                for frame in frames:
+                    try:
+                        got.append((peer, decode(frame)))
+                    except (ValueError, msgspec.DecodeError, RecursionError) as error:
+                        log.warning("dropped a message of %d bytes from %s that is not in the protocol: %s",
+                                    len(frame), peer.hex(), error)
         except zmq.Again:
             pass
         return got
 
-    def send(self, peer: bytes, message: Message) -> None:
-        """Queue a message for a peer; one for a peer that has gone is dropped."""
-        self._socket.send_multipart((peer, _encode(message)), zmq.NOBLOCK, copy=True)
+    def send(self, peer: bytes, *messages: Message) -> None:
+        """Queue messages for a peer; those for a peer that has gone are dropped."""
+        self._socket.send_multipart((peer, *map(_encode, messages)), zmq.NOBLOCK, copy=True)
 
     def close(self, linger: float = 0.0) -> None:
         """Close; what is queued is sent for up to `linger` seconds."""
@@ -127,16 +128,16 @@ class Link:
         return self._socket
 
     def receive(self, limit: int) -> list[Message]:
-        """At most `limit` messages that have arrived; never waits."""
+        """What has arrived in at most `limit` sendings; never waits."""
         got: list[Message] = []
-        receive, decode = self._socket.recv, self._decode
+        receive, decode = self._socket.recv_multipart, self._decode
         try:
             for _ in range(limit):
-                frame = receive(zmq.NOBLOCK)
-                try:
-                    got.append(decode(frame))
-                except (ValueError, msgspec.DecodeError, RecursionError) as error:
-                    log.warning("dropped a message of %d bytes that is not in the protocol: %s", len(frame), error)
+                for frame in receive(zmq.NOBLOCK):
+                    try:
+                        got.append(decode(frame))
+                    except (ValueError, msgspec.DecodeError, RecursionError) as error:
+                        log.warning("dropped a message of %d bytes that is not in the protocol: %s", len(frame), error)
         except zmq.Again:
             pass
         return got

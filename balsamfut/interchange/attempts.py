@@ -39,6 +39,8 @@ POISON: Final = 5
 """A task that was running when so many pilots or nodes were lost is given to no other."""
 LAUNCHES: Final = 10
 """A task that could not be started so often fails."""
+UNACKNOWLEDGED: Final = 64
+"""Reports are acknowledged with whatever else a pilot is told, by the next tick, or when there are so many."""
 BACK_OFF: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds until a task that could not be started is tried again."""
 
@@ -68,9 +70,9 @@ class Attempts:
         row.host, row.pid, row.platform, row.nodes = message.host, message.pid, message.platform, len(message.nodes)
         row.started = row.started or now
         book.writes.pilots.append(row)
-        pilot.nodes, pilot.cores = message.nodes, message.cores
+        pilot.nodes, pilot.cores, pilot.capacity = message.nodes, message.cores, {}
         self.enrolments[pilot.id] = message
-        pilot.capacity = {}
+        pilot.seq = pilot.acknowledged = 0
         pilot.classes, pilot.apps, pilot.pools = set(), set(), set()
         drop: list[tuple[int, int]] = []
         kept = set()
@@ -130,8 +132,7 @@ class Attempts:
 
     def launch(self, pilot: Pilot) -> Launch:
         """The message for what was assigned to a pilot in this turn, with what it has not been told."""
-        items: list[Item] = []
-        message = Launch(items)
+        message = Launch(items := [])
         for task in pilot.launches:
             if task.cls not in pilot.classes:
                 self._tell_class(pilot, task.cls, message)
@@ -157,14 +158,16 @@ class Attempts:
 
     def flush(self, pilot: Pilot) -> None:
         """Queue what this turn has for a pilot: orders to kill, work, and the acknowledgement of its reports."""
+        sent = bool(pilot.launches or pilot.kills)
         if pilot.launches:
             self.book.send_pilot(pilot, self.launch(pilot))
         if pilot.kills:
             self.book.send_pilot(pilot, Kill(pilot.kills))
             pilot.kills = []
-        if pilot.seq:
+        if pilot.seq > pilot.acknowledged and (
+                sent or pilot.stopping or pilot.acknowledged < 0 or pilot.seq - pilot.acknowledged >= UNACKNOWLEDGED):
             self.book.send_pilot(pilot, Received(pilot.seq))
-            pilot.seq = 0
+            pilot.acknowledged = pilot.seq
 
     # ---- reports
 

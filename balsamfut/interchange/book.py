@@ -41,7 +41,7 @@ class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
     __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "classes", "watching",
-                 "accepted", "running", "endings", "looks_up", "detached", "keeper", "alone")
+                 "accepted", "since", "running", "endings", "looks_up", "detached", "keeper", "alone")
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row
@@ -55,6 +55,7 @@ class Session:
         self.classes: dict[int, int] = {}         # its number of a class -> the site's
         self.watching: set[int] = set()           # tasks of other sessions that it asked about
         self.accepted: list[tuple[int, int, TaskState, bool]] = []
+        self.since = 0.0                          # when the oldest of them was recorded
         self.running: list[tuple[int, bool]] = []
         self.endings: list[Ending] = []
         self.looks_up = False                     # its calls may be known already: named campaign, retried parent
@@ -70,7 +71,7 @@ class Pilot:
     """One pilot: what it is, what it has, what it has been told."""
 
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "cores", "held", "counts", "parents",
-                 "classes", "apps", "pools", "launches", "seq", "kills", "deadline", "capacity")
+                 "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline", "capacity")
 
     def __init__(self, row: PilotRow) -> None:
         self.row = row
@@ -88,7 +89,8 @@ class Pilot:
         self.pools: set[bytes] = set()
         self.launches: list[Task] = []            # of this turn
         self.kills: list[tuple[int, int]] = []    # of this turn
-        self.seq = 0                              # to be acknowledged at the end of this turn
+        self.seq = 0                              # of its newest reports ...
+        self.acknowledged = 0                     # ... and of those that it knows are recorded
         self.deadline = 0.0                       # not enrolled: lost by then
         self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
 
@@ -113,8 +115,8 @@ class ClassInfo:
 
 @dataclass(slots=True)
 class Outbox:
-    clients: list[tuple[bytes, Message]] = field(default_factory=list)
-    pilots: list[tuple[bytes, Message]] = field(default_factory=list)
+    clients: dict[bytes, list[Message]] = field(default_factory=dict)   # by peer
+    pilots: dict[bytes, list[Message]] = field(default_factory=dict)
 
 
 class Book:
@@ -274,11 +276,11 @@ class Book:
 
     def send_client(self, session: Session, message: Message) -> None:
         if session.peer is not None:
-            self.out.clients.append((session.peer, message))
+            self.out.clients.setdefault(session.peer, []).append(message)
 
     def send_pilot(self, pilot: Pilot, message: Message) -> None:
         if pilot.peer is not None:
-            self.out.pilots.append((pilot.peer, message))
+            self.out.pilots.setdefault(pilot.peer, []).append(message)
 
     def take(self) -> tuple[Writes, Outbox]:
         """What this turn writes, and what is sent once that is written."""

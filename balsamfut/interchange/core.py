@@ -59,6 +59,11 @@ REJOIN = 20.0
 """Seconds that the pilots of an earlier interchange have to find this one."""
 CLIENT_SILENCE = 30.0
 """Seconds without a sign after which a client counts as gone (sooner where its process can be watched)."""
+TOGETHER = 0.0015
+"""Seconds that the acknowledgement of calls waits for something else to be said to the same client: a task that is soon
+done is acknowledged with its result, and its client woken once."""
+COMPANY = 64
+"""So many acknowledgements go at once."""
 FAILED_STARTS = 3
 """So many local pilots in a row that never enrolled, and the tasks that wait for one fail."""
 
@@ -162,7 +167,8 @@ class Core:
             return
         session = self.book.peers.get(peer)
         if session is None:
-            self.book.out.clients.append((peer, Refused("InterchangeLost", "this interchange does not know you")))
+            self.book.out.clients.setdefault(peer, []).append(
+                Refused("InterchangeLost", "this interchange does not know you"))
             return
         session.heard = now
         if isinstance(message, Submit):
@@ -203,7 +209,7 @@ class Core:
             pilot = self.book.pilots.get(message.pilot)
             if pilot is None or pilot.row.token != message.token or message.protocol != PROTOCOL:
                 text = f"pilot {message.pilot} is not expected here"
-                self.book.out.pilots.append((peer, Expelled(text)))
+                self.book.out.pilots.setdefault(peer, []).append(Expelled(text))
                 return
             self.attempts.enrol(peer, pilot, message, now)
             self.failed_starts = 0
@@ -211,7 +217,7 @@ class Core:
         pilot = self.book.pilot_peers.get(peer)
         if pilot is None:
             if not isinstance(message, Leaving):
-                self.book.out.pilots.append((peer, Expelled("this interchange does not know you")))
+                self.book.out.pilots.setdefault(peer, []).append(Expelled("this interchange does not know you"))
             return
         pilot.heard = now
         if isinstance(message, Reports):
@@ -302,6 +308,9 @@ class Core:
             silent = now - pilot.heard > PILOT_SILENCE
             if (not pilot.enrolled and now > pilot.deadline) or silent:
                 self.pilot_gone(pilot.id, "no sign of it", now)
+            elif pilot.seq > pilot.acknowledged:
+                self.book.loaded.add(pilot.id)
+                pilot.acknowledged = -1      # it has waited long enough
         for session in list(self.book.sessions.values()):
             if session.peer is not None and now - session.heard > CLIENT_SILENCE:
                 self.sessions.gone(session, now)
@@ -346,11 +355,10 @@ class Core:
                     self.attempts.capacity(pilot, cls)
             for pilot, task in matcher.match(book, self.queues, pilots):
                 self.attempts.assign(pilot, task)
-        for number in book.told:
+        for number in list(book.told):
             session = book.sessions.get(number)
-            if session is not None:
-                self.tell(session)
-        book.told.clear()
+            if session is None or self.tell(session, now):
+                book.told.discard(number)
         for number in book.loaded:
             loaded = book.pilots.get(number)
             if loaded is not None:
@@ -361,14 +369,19 @@ class Core:
         writes, out = book.take()
         return Turn(writes, out, self.sessions.stopping if done else "")
 
-    def tell(self, session: Session) -> None:
+    def tell(self, session: Session, now: float) -> bool:
+        """Say what is to be said to a client; False where an acknowledgement alone may wait a little for company."""
+        if session.accepted and not session.endings and not session.running and len(session.accepted) < COMPANY:
+            session.since = session.since or now
+            if now - session.since < TOGETHER:
+                return False
         if session.accepted:
             self.book.send_client(session, Accepted(session.accepted))
-            session.accepted = []
+            session.accepted, session.since = [], 0.0
         if session.running:
             self.book.send_client(session, Running(session.running))
             session.running = []
         if session.endings:
             self.book.send_client(session, Settled(session.endings))
             session.endings = []
-
+        return True

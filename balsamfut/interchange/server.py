@@ -44,6 +44,8 @@ WORK: Final = 1024
 """... and calls and reports in them: pilots shall not wait for the end of a long turn."""
 TICK: Final = 0.2
 """Seconds between looks at what time alone brings."""
+TOGETHER: Final = 0.002
+"""Seconds that an acknowledgement may wait for something else to travel with."""
 GIVE_UP: Final = 600.0
 """Seconds that a commit may go on failing before this process ends and leaves the rest to its successor ..."""
 GIVE_UP_ALONE: Final = 10.0
@@ -159,7 +161,7 @@ class Server:
             log.warning(self.store.notice)
         last_tick = 0.0
         while True:
-            ready = self.poller.poll(TICK)
+            ready = self.poller.poll(TOGETHER if self.core.book.told else TICK)
             began = now = self.clock.now()
             self.drain(ready, now)
             if now - last_tick >= TICK:
@@ -275,12 +277,12 @@ class Server:
             self.commit(turn)
         if faults.active:
             faults.point("interchange.send.before")
-        for peer, message in turn.out.pilots:
-            self.pilots.send(peer, message)
+        for peer, messages in turn.out.pilots.items():
+            self.pilots.send(peer, *messages)
         if faults.active:
             faults.point("interchange.send.middle")
-        for peer, message in turn.out.clients:
-            self.clients.send(peer, message)
+        for peer, messages in turn.out.clients.items():
+            self.clients.send(peer, *messages)
         if faults.active:
             faults.point("interchange.send.after")
 

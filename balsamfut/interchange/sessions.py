@@ -53,7 +53,7 @@ class Sessions:
         book = self.book
         refusal = self.refusal(message)
         if refusal is not None:
-            book.out.clients.append((peer, refusal))
+            book.out.clients.setdefault(peer, []).append(refusal)
             return None
         session = book.tokens.get(message.token)
         if session is None:

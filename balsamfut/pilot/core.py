@@ -219,7 +219,7 @@ class Core(Ledger):
         if worker.blocked:                       # its task ended while another thread of it was waiting
             self._unblock(worker)
         if worker.slot is None and not worker.hand:
-            self.planner.rest(worker)
+            self.planner.makers[worker.id] = worker
         else:
             self.planner.hungry[worker.id] = worker
             if worker.hand:
@@ -234,6 +234,7 @@ class Core(Ledger):
     def _prepared(self, worker: Worker, message: Prepared) -> None:
         attempt = worker.hand.popleft()
         attempt.command, attempt.stage = message.command, None
+        attempt.group.learn(message.took)
         slot, worker.slot = worker.slot, None
         self._lighter(worker)
         if slot is not None and attempt.cause is Fault.NONE and not self.stopping:
@@ -246,7 +247,7 @@ class Core(Ledger):
             self._over(attempt, Fault.PILOT)
         elif attempt.cause is not Fault.NONE:
             self._over(attempt, attempt.cause)
-        else:                                    # it gave its slot back and did not wait for another
+        else:                                    # it was made ahead, or gave its slot back meanwhile
             self._queue.put_back([attempt])
 
     def _blocked(self, worker: Worker) -> None:
@@ -318,6 +319,7 @@ class Core(Ledger):
             self.planner.returning.remove(worker)
         self.planner.watched.pop(worker.id, None)
         self.planner.hungry.pop(worker.id, None)
+        self.planner.makers.pop(worker.id, None)
 
     def _lost(self, attempt: Attempt, worker: Worker, event: WorkerGone) -> None:
         """What becomes of the attempt that a worker was running when it died."""

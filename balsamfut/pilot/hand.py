@@ -138,6 +138,7 @@ class Prepared(msgspec.Struct, array_like=True, tag=4):
     task: int
     attempt: int
     command: str | list[str]
+    took: float = 0.0       # seconds
 
 
 class Blocked(msgspec.Struct, array_like=True, tag=5):

@@ -17,6 +17,12 @@ from balsamfut.placement import Placement
 PATIENCE: Final = 10.0
 """Seconds after which a wide request that waits lets nothing behind it start any more."""
 
+QUICK: Final = 0.002
+"""Seconds: commands that are made faster than this are made ahead ..."""
+
+AHEAD: Final = 16
+"""... so many of them."""
+
 _REMEMBERED: Final = 4096
 
 
@@ -40,6 +46,7 @@ class Planner:
         self.crew = Crew(cores)
         self.hungry: dict[int, Worker] = {}       # workers whose hand went down in this turn
         self.watched: dict[int, Worker] = {}      # workers whose cells are to be looked at
+        self.makers: dict[int, Worker] = {}       # workers that made a command in this turn and have nothing to do now
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
         self.fresh: dict[Key, Attempt] = {}       # ... that are not known to run for long yet
@@ -65,6 +72,8 @@ class Planner:
         if self.returning:
             self._resume()
         self._fill()
+        if self.makers:
+            self._make_ahead()
         effects, self._effects = self._effects, []
         return effects
 
@@ -116,13 +125,29 @@ class Planner:
         if most > 1:
             most = min(most, 1 + len(group.queue) // (2 * group.busy))
         taken = self.queue.take(group, most, self.queue.limit(group) if most > 1 else None)
+        assert worker.slot is not None
+        self._put(worker, taken, worker.slot.cores)
+
+    def _put(self, worker: Worker, taken: list[Attempt], cores: tuple[int, ...] | None) -> None:
         for attempt in taken:
             attempt.where = Where.HAND
             attempt.worker = worker.id
         worker.hand.extend(taken)
         self.watched[worker.id] = worker
-        assert worker.slot is not None
-        self._effects.append(Hand(worker.id, taken, worker.slot.cores))
+        self._effects.append(Hand(worker.id, taken, cores))
+
+    def _make_ahead(self) -> None:
+        """Commands that are made in no time are made before there is a place for them: then it is not idle meanwhile."""
+        makers, self.makers = self.makers, {}
+        for worker in makers.values():
+            group = worker.group
+            assert group is not None and not worker.hand
+            quick = group.cost is not None and group.cost < QUICK and worker.victim is None and not group.hooks
+            taken = self.queue.take_unmade(group, AHEAD) if quick and not group.app.hooks & Hook.PREPROCESS else []
+            if taken:
+                self._put(worker, taken, None)
+            else:
+                self.rest(worker)
 
     def _resume(self) -> None:
         """Blocked tasks that can go on have precedence over everything that is queued."""

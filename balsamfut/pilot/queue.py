@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from balsamfut.messages import Detail, Fault, Item
-from balsamfut.model import AppKind, AppSpec, Payload, Resources, TaskClass
+from balsamfut.model import AppKind, AppSpec, Hook, Payload, Resources, TaskClass
 from balsamfut.pilot.events import Key, Slot
 from balsamfut.pilot.hand import Stage
 
@@ -64,9 +64,9 @@ class Attempt:
 
     @property
     def begun(self) -> bool:
-        """Something of it has run, so it cannot be handed back."""
-        return (self.ran is not None or self.failure is not None or self.command is not None
-                or self.where is not Where.QUEUED)
+        """Something of it has run, so it cannot be handed back.  That its command is known means nothing yet."""
+        made = self.command is not None and bool(self.group.app.hooks & Hook.PREPROCESS)
+        return made or self.ran is not None or self.failure is not None or self.where is not Where.QUEUED
 
 
 class Group:
@@ -199,6 +199,19 @@ class Queue:
             if group is not None and (best is None or group.rank < best.rank):
                 best = group
         return best
+
+    def take_unmade(self, group: Group, most: int) -> list[Attempt]:
+        """The next attempts whose commands are still to be made, so that `most` are made or in the making."""
+        queue, made = group.queue, []
+        while queue and queue[0].stage is None and len(made) < most:
+            made.append(queue.popleft())
+        taken = []
+        while queue and queue[0].stage is not None and len(made) + len(taken) < most:
+            taken.append(queue.popleft())
+        queue.extendleft(reversed(made))
+        if taken and queue:
+            group.shelf.push(group)
+        return taken
 
     def limit(self, group: Group) -> int | None:
         """Where in the order the next attempt of another group is that may fit too; None: there is none."""

@@ -220,7 +220,7 @@ class Worker:
             stack.enter_context(output.surroundings(order.workdir, app.options.environment))
             try:
                 if order.stage is Stage.PREPARE:
-                    return Prepared(order.task, order.attempt, work.prepare())
+                    return Prepared(order.task, order.attempt, work.prepare(), time() - started)
                 if order.failure is not None:
                     return self.rescued(work, self.exception(order.failure), order.timeout, started)
                 if order.stage is Stage.CALL:

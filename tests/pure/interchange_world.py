@@ -169,14 +169,20 @@ class Harness:
         if crash == "before commit":
             return
         self.db.commit(turn.writes)
-        if crash != "after commit":
-            self.send(turn)
+        if crash == "after commit":
+            return
+        self.send(turn)
+        if self.core.book.told:     # an acknowledgement that waited for company
+            self.now += 0.01
+            self.turn()
 
     def send(self, turn: Turn) -> None:
-        for peer, message in turn.out.pilots:
-            self.to_pilot(peer, message)
-        for _, message in turn.out.clients:
-            self.to_client(message)
+        for peer, messages in turn.out.pilots.items():
+            for message in messages:
+                self.to_pilot(peer, message)
+        for messages in turn.out.clients.values():
+            for message in messages:
+                self.to_client(message)
 
     def client(self, message: Message) -> None:
         self.now += 0.01
