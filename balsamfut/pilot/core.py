@@ -8,6 +8,7 @@ function that is given.  It knows workers and commands by number only, and never
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -264,9 +265,10 @@ class Core(Ledger):
 
     def _stolen(self, event: Stolen) -> None:
         worker = self._crew.workers[event.worker]
-        back = [worker.hand.pop() for _ in event.keys][::-1]
-        if [attempt.key for attempt in back] != event.keys:
-            raise AssertionError(f"worker {worker.id} had {[attempt.key for attempt in back]} unread, not {event.keys}")
+        keys = set(event.keys)
+        back = [attempt for attempt in worker.hand if attempt.key in keys]
+        worker.hand = deque(attempt for attempt in worker.hand if attempt.key not in keys)
+        worker.running = event.running
         self._queue.put_back(back)
         if back and not worker.hand:
             self.planner.hungry[worker.id] = worker

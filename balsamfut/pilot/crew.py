@@ -21,7 +21,7 @@ class Worker:
     """One worker, from the order to start it until nothing of it is left."""
 
     __slots__ = ("id", "kind", "hand", "group", "slot", "resources", "place", "ready", "blocked", "victim", "cause",
-                 "retiring")
+                 "retiring", "running")
 
     def __init__(self, id: int, kind: Kind) -> None:
         self.id = id
@@ -35,6 +35,7 @@ class Worker:
         self.blocked = False                  # the task that it runs waits for another one, and has no slot
         self.victim: Attempt | None = None    # the attempt for whose sake we are ending it ...
         self.cause = Fault.NONE               # ... and why
+        self.running: tuple[int, int] | None = None    # what it said that it runs, when its hand was last taken back
         self.retiring = False                 # it was told to leave; nothing is handed to it any more
 
 

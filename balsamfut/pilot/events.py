@@ -46,10 +46,15 @@ class Heard(msgspec.Struct):
 
 
 class Stolen(msgspec.Struct):
-    """The answer to Steal: what the worker had not read, in the order of its hand."""
+    """The answer to Steal: what the worker had not read.
+
+    The worker may go on reading meanwhile, so what is left in its hand need not be the beginning of it; but all of that
+    is read.  running: what it was doing after that, if it said so.
+    """
 
     worker: int
     keys: list[Key]
+    running: Key | None = None
 
 
 class WorkerGone(msgspec.Struct):

@@ -121,6 +121,8 @@ class Ledger:
             self._remind(self._now + grace, attempt, Fault.KILLED)
         elif not order.stolen:
             self._effects += Steal(attempt.worker), Again(End(order.key, order.cause, stolen=True))
+        elif self._crew.workers[attempt.worker].running not in (None, attempt.key):
+            pass                     # it is over, and its worker has begun another: the result is on its way
         else:
             attempt.cause = order.cause
             self._crew.workers[attempt.worker].victim = attempt

@@ -137,13 +137,13 @@ class Planner:
         self._effects.append(Hand(worker.id, taken, cores))
 
     def _make_ahead(self) -> None:
-        """Commands that are made in no time are made before there is a place for them: then it is not idle meanwhile."""
+        """Commands that are made in no time are made before there is a place for them, so that it never waits."""
         makers, self.makers = self.makers, {}
         for worker in makers.values():
             group = worker.group
             assert group is not None and not worker.hand
-            quick = group.cost is not None and group.cost < QUICK and worker.victim is None and not group.hooks
-            taken = self.queue.take_unmade(group, AHEAD) if quick and not group.app.hooks & Hook.PREPROCESS else []
+            quick = group.makes and group.cost is not None and group.cost < QUICK and worker.victim is None
+            taken = self.queue.take_unmade(group, AHEAD) if quick else []
             if taken:
                 self._put(worker, taken, None)
             else:

@@ -95,6 +95,11 @@ class Group:
         """A Python function for one rank: attempts that can follow each other in a worker's hand."""
         return self.app.kind is AppKind.PYTHON and self.resources.serial and not self.hooks
 
+    @property
+    def makes(self) -> bool:
+        """Commands that functions or templates make, without anything of the user's to be done before."""
+        return not self.hooks and self.app.kind is not AppKind.PYTHON and not self.app.hooks & Hook.PREPROCESS
+
     def learn(self, seconds: float) -> None:
         """A longer run is believed at once, shorter ones slowly: work stuck behind a long task is what must not be."""
         # One that stood still for want of a core says little, so a slow one counts for at most four times the usual;
@@ -202,10 +207,11 @@ class Queue:
 
     def take_unmade(self, group: Group, most: int) -> list[Attempt]:
         """The next attempts whose commands are still to be made, so that `most` are made or in the making."""
-        queue, made = group.queue, []
+        queue = group.queue
+        made: list[Attempt] = []
         while queue and queue[0].stage is None and len(made) < most:
             made.append(queue.popleft())
-        taken = []
+        taken: list[Attempt] = []
         while queue and queue[0].stage is not None and len(made) + len(taken) < most:
             taken.append(queue.popleft())
         queue.extendleft(reversed(made))

@@ -125,7 +125,10 @@ class Squad:
         return _encode(hand.Spilled(*key, str(path)))
 
     def steal(self, number: int) -> Stolen:
-        return Stolen(number, self._members[number].post.steal())
+        post = self._members[number].post
+        keys = post.steal()
+        running = post.running()
+        return Stolen(number, keys, None if running is None else (running.task, running.attempt))
 
     def grant(self, number: int, task: int) -> None:
         member = self._members[number]

@@ -111,6 +111,7 @@ class World:
         self.workers: dict[int, FakeWorker] = {}
         self.commands: dict[Key, Attempt] = {}
         self.finished = False
+        self.racing = False              # workers read on while their queues are emptied
         self.declined: list[Declined] = []
         # ---- the model
         self.items: dict[Key, Item] = {}
@@ -160,9 +161,11 @@ class World:
                     self.hand(effect)
                 case Steal():
                     worker = self.workers[effect.worker]
+                    self.race(worker)
                     keys = [attempt.key for attempt in worker.unread]
                     worker.unread.clear()
-                    self.handle(Stolen(effect.worker, keys))
+                    running = None if worker.current is None else worker.current.key
+                    self.handle(Stolen(effect.worker, keys, running))
                 case GrantSlot():
                     worker = self.workers[effect.worker]
                     assert worker.blocked and worker.asking
@@ -184,6 +187,15 @@ class World:
                 case Finish():
                     assert not self.finished
                     self.finished = True
+
+    def race(self, worker: FakeWorker) -> None:
+        """A worker may read on while its queue is being emptied: then it gets what was still there."""
+        if not self.racing or not worker.unread or worker.ending >= 9 or worker.blocked:
+            return
+        if worker.current is not None:
+            self.finishes(worker, True, 1e-5)
+        worker.unread.insert(0, worker.unread.pop())
+        self.reads(worker)
 
     def hand(self, effect: Hand) -> None:
         worker = self.workers[effect.worker]
@@ -220,7 +232,7 @@ class World:
         worker.blocked = False           # a thread of it may be waiting still: it no longer counts
         key = attempt.key
         if ok and attempt.stage is Stage.PREPARE:
-            worker.said.append(Prepared(*key, "true"))
+            worker.said.append(Prepared(*key, "true", took))
             return
         if attempt.stage is Stage.ABORTED or (attempt.stage is Stage.FINISH and attempt.failure is not None):
             ok = False
@@ -307,7 +319,7 @@ class World:
             case Fault.WORKER:
                 assert key in self.died_under, "charged for a death that was not under it"
             case Fault.RETURNED:
-                assert not bodies, "handed back though it had started"
+                assert bodies.keys() <= {Stage.PREPARE}, "handed back though it had started"
                 assert asked & {Fault.RETURNED, Fault.PILOT}
             case Fault.PILOT:
                 assert Fault.PILOT in asked
@@ -339,10 +351,11 @@ class World:
             order = [each.seq for each in group.queue]
             assert order == sorted(order), "out of order in the queue"
         running = [each.group.resources for each in self.commands.values()]
-        for worker in self.workers.values():
+        for number, worker in self.workers.items():
+            ahead = self.core._crew.workers[number].slot is None      # it only makes commands, in no time
             if worker.current is not None and worker.blocked:
                 assert not worker.unread or worker.said, "work behind a task that waits"
-            elif worker.current is not None:
+            elif worker.current is not None and not (ahead and worker.current.stage is Stage.PREPARE):
                 running.append(worker.current.group.resources)
         assert sum(each.ranks * each.cores_per_rank for each in running) <= CORES, "two on one core"
         workers = self.core._crew.workers.values()

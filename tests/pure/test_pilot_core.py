@@ -13,6 +13,7 @@ from balsamfut.messages import Enrolled, Fault, Kill, Launch, Received, Return, 
 from balsamfut.model import Resources
 from balsamfut.pilot.events import Heard
 from balsamfut.pilot.hand import Broken
+from balsamfut.pilot.planner import AHEAD
 from balsamfut.pilot.queue import DEEPEST, Where
 
 
@@ -83,8 +84,8 @@ class Pilot(RuleBasedStateMachine):
     def kill(self, data: st.DataObject) -> None:
         key = self.pick(data, self.open())
         self.order([key], Fault.KILLED)
-        self.world.never([key])
         self.world.handle(Kill([key]))
+        self.world.never([key])
 
     @rule(data=st.data())
     @precondition(lambda self: self.open())
@@ -99,12 +100,12 @@ class Pilot(RuleBasedStateMachine):
         keys = data.draw(st.lists(st.sampled_from(sorted(self.open())), min_size=1, max_size=8, unique=True))
         tasks = sorted({key[0] for key in keys})
         self.order([key for key in self.open() if key[0] in tasks], Fault.RETURNED)
-        begun = {key[0] for key, _ in self.world.bodies}
         self.world.handle(Return(1, [*tasks, 999_999]))
+        begun = {key[0] for key, _ in self.world.bodies}
         declined = self.world.declined[-1].started
         assert 999_999 in declined
         for task in tasks:
-            if task not in begun:
+            if task not in begun:        # that its command was made is no beginning, but need not be taken back
                 assert task not in self.world.core.attempts and task not in declined, "kept what never began"
 
     @rule()
@@ -118,8 +119,8 @@ class Pilot(RuleBasedStateMachine):
     def stop(self, grace: float) -> None:
         self.stopped = True
         self.order(self.open(), Fault.PILOT)
-        self.world.never(self.open())
         self.world.handle(Stop(grace))
+        self.world.never(self.open())
 
     # ---- workers
 
@@ -186,6 +187,10 @@ class Pilot(RuleBasedStateMachine):
     @precondition(lambda self: self.world.commands)
     def command_ends(self, data: st.DataObject, fault: Fault) -> None:
         self.world.command_ends(self.pick(data, list(self.world.commands)), fault)
+
+    @rule(racing=st.booleans())
+    def workers_race(self, racing: bool) -> None:
+        self.world.racing = racing
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.5, 3.0]))
     def time_passes(self, seconds: float) -> None:
@@ -260,6 +265,27 @@ def test_work_is_shared_out_before_hands_are_filled() -> None:
     world.plan()
     hands = sorted(len(worker.unread) for worker in world.workers.values())
     assert sum(hands) == 8 and hands[0] >= 1
+
+
+def test_commands_are_made_ahead_once_that_is_known_to_be_quick() -> None:
+    world = World()
+    world.launch([world.make(number, 4) for number in range(1, 50)])     # of two cores each: two at a time
+    world.plan()
+    ran(world, 1e-4, 1)
+    assert len(world.commands) == 2
+    ran(world, 1e-4, 3)
+    made = [each for each in world.core.attempts.values() if each.command is not None]
+    assert 2 + AHEAD <= len(made) <= 2 + 2 * AHEAD and len(world.commands) == 2
+    before = world.bodies.copy()
+    world.command_ends(next(iter(world.commands)), Fault.LAUNCHER)
+    world.plan()
+    assert len(world.commands) == 2
+    assert [stage for _, stage in (world.bodies - before)] == [None]     # nobody had to wait for it to be made
+    for _ in range(100):
+        for key in list(world.commands):
+            world.command_ends(key, Fault.NONE)
+        ran(world, 1e-4, 1)
+    assert len(world.exits) == 49
 
 
 def test_what_lies_behind_a_long_task_is_taken_back() -> None:
