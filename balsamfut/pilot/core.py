@@ -122,12 +122,8 @@ class Core(Ledger):
                 self._over(attempt, Fault.RETURNED)
         self._effects.append(Send(Declined(message.request, declined)))
 
-    def _kill(self, message: Kill) -> None:
-        for key in message.attempts:
-            self._end(End(key, Fault.KILLED))
-
-    def _enrolled(self, message: Enrolled) -> None:
-        for key in message.drop:
+    def _kill(self, message: Kill | Enrolled) -> None:
+        for key in message.attempts if isinstance(message, Kill) else message.drop:
             self._end(End(key, Fault.KILLED))
 
     def _received(self, message: Received) -> None:
@@ -299,10 +295,9 @@ class Core(Ledger):
         if worker.hand and (worker.hand[0].cause is not Fault.NONE
                             or (running is not None and worker.hand[0].key == (running.task, running.attempt))):
             current = worker.hand.popleft()
-        if self.stopping:
-            for attempt in worker.hand:
-                self._over(attempt, Fault.RETURNED)
-        else:
+        for attempt in worker.hand if self.stopping else ():
+            self._over(attempt, Fault.RETURNED)
+        if not self.stopping:
             self._queue.put_back(worker.hand)
         if current is not None:
             self._lost(current, worker, event)
@@ -339,8 +334,6 @@ class Core(Ledger):
         else:
             error = errors.OutOfMemory(event.lost) if event.fault is Fault.MEMORY else errors.WorkerLost(event.lost)
             self._failed(attempt, event.fault, self._pickle(error), event.lost)
-
-    # ---- time
 
     def _tick(self, event: Tick) -> None:
         for number, running in event.seen:
@@ -399,7 +392,7 @@ class Core(Ledger):
                                  else EndWorker(attempt.worker, KILL))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
-        Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _enrolled,
+        Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _kill,
         Received: _received, BeatAck: _beat, Stop: _stop, Expelled: _stop, Halt: _halt, End: Ledger._end,
         Commanded: _commanded, Heard: _heard, Stolen: _stolen, WorkerGone: _worker_gone, Tick: _tick,
     }
