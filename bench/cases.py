@@ -1,6 +1,6 @@
 """What is measured: each case runs one contestant in a process of its own, checks every result, and prints figures.
 
-    python bench/cases.py noop balsamfut          {"noop": 21345.6}
+    python bench/cases.py noop balsamfut          {"noop": 21345.6, "cpu script": 6.1, "cpu interchange": 18.5, ...}
     python bench/cases.py noop processpool
 
 A number after them is how many calls the case makes.  balsamfut is `Executor(max_workers=2)` with everything at its
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ from balsamfut import TaskState, app
 WORKERS = 2
 Pool = concurrent.futures.Executor
 Figures = dict[str, float]
+ROLES = {"cases.py": "script", "interchange.server": "interchange", "pilot.agent": "pilot", "pilot.worker": "workers",
+         "guardian": "guardian"}
+"""What a process is, by a part of its command line."""
+cpu: Figures = {}
+"""Microseconds on a CPU of one call, by ROLES: what the case took of each, without starting up."""
 
 
 def noop(i: int) -> int:
@@ -82,7 +88,10 @@ def workers(contestant: str, calls: int) -> Iterator[Pool]:
         with balsamfut.Executor(max_workers=WORKERS) as executor:
             warm = wake(executor)
             interchange = interchange_pid(executor)
+            before = spent(interchange)
             yield executor
+            cpu.update({role: 1e6 * (seconds - before.get(role, 0.0)) / calls
+                        for role, seconds in spent(interchange).items()})
         ended(interchange)
         recorded(place, warm + calls)
 
@@ -106,6 +115,20 @@ def wake(pool: Pool) -> int:
     for call in calls:
         call.result()
     return len(calls)
+
+
+def spent(interchange: int) -> dict[str, float]:
+    """Seconds on a CPU until now, by what a process is; `commands`: of all processes that are over."""
+    top = psutil.Process(interchange)
+    seconds = Counter[str]()
+    for process in (psutil.Process(), top, *top.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+            role = next((role for mark, role in ROLES.items() if mark in line), "commands")
+            seconds[role] += times.user + times.system
+            if role == "pilot":
+                seconds["commands"] += times.children_user + times.children_system
+    return dict(seconds)
 
 
 def interchange_pid(executor: balsamfut.Executor) -> int:
@@ -291,7 +314,8 @@ CASES: dict[str, Callable[..., Figures]] = {
 def main() -> None:
     case, contestant, *calls = sys.argv[1:]
     signal.alarm(600)   # a case that hangs shall not hang the whole run
-    print(json.dumps(CASES[case](contestant, *map(int, calls))))
+    figures = CASES[case](contestant, *map(int, calls))
+    print(json.dumps(figures | {f"cpu {role}": value for role, value in cpu.items()}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Where the microseconds of a case go: samples all its processes with py-spy, and tells the CPU time of each per call.
+"""Where the microseconds of a case go: the CPU time of each process, and the functions that py-spy sees it in.
 
     python bench/hotspots.py noop [--calls 50000] [--lines 12]
 
-Needs py-spy on PATH (`pip install py-spy`).  Only time on a CPU is counted, and starting up is in it, so a case is best
-given more calls than it has in the table.
+Needs py-spy on PATH (`pip install py-spy`).  What each process takes is the kernel's account of the calls alone; the
+samples have starting up in them too, and system calls that wait a little, so they tell shares rather than times, and a
+case is best given more calls than it has in the table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from run import HERE, ROWS, environment
+from run import HERE, ROWS, environment, measure
 
 RATE = 250   # samples a second
 ROLES = {"interchange.server": "interchange", "pilot.agent": "pilot", "pilot.worker": "worker", "guardian": "guardian",
@@ -38,7 +39,6 @@ def record(case: str, calls: int) -> str:
             env=environment(), text=True, capture_output=True, check=False)
         if not raw.exists():
             raise SystemExit(f"hotspots: {case} could not be sampled:\n{done.stderr}")
-        print(done.stdout.strip().splitlines()[-1])
         return raw.read_text()
 
 
@@ -57,10 +57,8 @@ def by_role(raw: str) -> Stacks:
 
 def show(stacks: Stacks, calls: int, lines: int) -> None:
     unit = 1e6 / RATE / calls   # microseconds of one call that one sample stands for
-    total = sum(sum(counts.values()) for counts in stacks.values())
-    print(f"{total * unit:.1f} us of CPU a call in all processes together, {calls} calls")
     for role, counts in sorted(stacks.items(), key=lambda item: -sum(item[1].values())):
-        print(f"\n{role}: {sum(counts.values()) * unit:.1f} us a call")
+        print(f"\n{role}: {sum(counts.values()) * unit:.1f} us a call by its samples")
         own: Counter[str] = Counter()
         below: Counter[str] = Counter()
         for frames, count in counts.items():
@@ -81,6 +79,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=50_000, help="how many calls (default: 50,000)")
     parser.add_argument("--lines", type=int, default=12, help="functions to show for each process (default: 12)")
     args = parser.parse_args()
+    figures = measure(args.case, "balsamfut", args.calls)
+    cpu = {name.removeprefix("cpu "): value for name, value in figures.items() if name.startswith("cpu ")}
+    print(f"{sum(cpu.values()):.1f} us of CPU a call: "
+          + ", ".join(f"{role} {value:.1f}" for role, value in sorted(cpu.items(), key=lambda item: -item[1])))
     show(by_role(record(args.case, args.calls)), args.calls, args.lines)
 
 

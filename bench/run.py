@@ -88,10 +88,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def measure(case: str, contestant: str) -> dict[str, float]:
+def measure(case: str, contestant: str, *calls: int) -> dict[str, float]:
     """The figures of one run, in a process of its own.  Raises SystemExit where it fails or a result is wrong."""
-    done = subprocess.run([sys.executable, str(HERE / "cases.py"), case, contestant], env=environment(), text=True,
-                          capture_output=True, check=False)
+    done = subprocess.run([sys.executable, str(HERE / "cases.py"), case, contestant, *map(str, calls)],
+                          env=environment(), text=True, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"bench: {case} of {contestant} failed (code {done.returncode}):\n{done.stderr}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
