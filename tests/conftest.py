@@ -51,11 +51,6 @@ def postgres_url() -> Iterator[str]:
         try:
             yield f"{server.rsplit('/', 1)[0]}/{name}"
         finally:
-            # An embedded interchange ends a moment after its last client, and has a last word to write.
-            deadline = time.monotonic() + LEFT_BEHIND_AFTER
-            users = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
-            while connection.execute(users, (name,)).fetchone() != (0,) and time.monotonic() < deadline:
-                time.sleep(0.05)
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -172,8 +172,7 @@ class Attempts:
     # ---- reports
 
     def reports(self, pilot: Pilot, message: Reports, now: float) -> None:
-        pilot.heard = now
-        pilot.seq = max(pilot.seq, message.seq)
+        pilot.heard, pilot.seq = now, max(pilot.seq, message.seq)
         book = self.book
         book.loaded.add(pilot.id)
         tasks = book.tasks

@@ -11,8 +11,8 @@ the epoch is still its own.  So an owner that was stopped (SIGSTOP, a suspended 
 from __future__ import annotations
 
 import os
-import re
 import socket
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +26,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from balsamfut import faults, schema
 from balsamfut.errors import SiteError, SiteTaken
 from balsamfut.interchange import rows
+from balsamfut.interchange.mounts import MOUNTS, NETWORK, filesystem
 from balsamfut.interchange.records import Task, World, Writes
 from balsamfut.model import OPEN, TaskState
 
 V = TypeVar("V")
+Run = Callable[[str, list[Any]], Any]   # a statement for each of some rows of values
 CHUNK: Final = 500      # values in one IN list: below every database's limit
 PATIENCE: Final = 1.0   # seconds that a statement waits for a lock: the loop that calls us must not stall for long
-MOUNTS = Path("/proc/mounts")
-NETWORK: Final = frozenset({
-    "9p", "afs", "beegfs", "ceph", "cifs", "daos", "dfuse", "dvs", "glusterfs", "gpfs", "lustre", "nfs", "nfs3", "nfs4",
-    "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "sshfs", "vast", "virtiofs", "wekafs"})
 FAILED: Final = frozenset({TaskState.FAILED, TaskState.UPSTREAM_FAILED})
 _LOCK_OF_MAKERS: Final = 0x62616C73   # PostgreSQL: two that make the tables at once
 
@@ -49,19 +47,6 @@ class StoreError(SiteError):
     def __init__(self, message: str = "", *, transient: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
-
-
-def filesystem(path: Path, mounts: str) -> str:
-    """The type of the file system that `path` (absolute, resolved) is on, by the text of /proc/mounts, or ""."""
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1]))   # a space is \040
-        if path.is_relative_to(point) and len(point.parts) >= best:   # the later of two on one point hides the other
-            best, kind = len(point.parts), fields[2]
-    return kind
 
 
 class Store:
@@ -201,8 +186,9 @@ class Store:
         """Errors of the driver become ours, with the database's name; everything is rolled back by then."""
         try:
             yield
-        except (sa.exc.SQLAlchemyError, OSError, OverflowError) as exc:
-            transient = isinstance(exc, sa.exc.OperationalError | sa.exc.InterfaceError | OSError)
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, OverflowError) as exc:
+            transient = isinstance(exc, (sa.exc.OperationalError, sa.exc.InterfaceError, sqlite3.OperationalError,
+                                         OSError))
             raise StoreError(f"cannot {what} the database {self._name}: {schema.reason(exc)}",
                              transient=transient) from exc
 
@@ -230,6 +216,12 @@ class Store:
         Raises SiteTaken, or StoreError: then nothing is written, `writes` is as it was and may be committed again.
         """
         self._turn += 1
+        (self._commit_by_driver if self._sqlite else self._commit_by_sqlalchemy)(writes)
+        faults.point("interchange.commit.after")
+        for t in writes.tasks:
+            t.stored, t.dirty, t.whole = True, False, False
+
+    def _commit_by_sqlalchemy(self, writes: Writes) -> None:
         with self._clear_errors("write to"):
             transaction = self._connection.begin()
             try:
@@ -237,27 +229,39 @@ class Store:
                     transaction.rollback()
                 else:
                     self._check_epoch(self._connection, writing=True)
-                    self._write(self._connection, writes)
+                    self._write(self._connection.exec_driver_sql, writes)
                     faults.point("interchange.commit.before")
-                    if not self._sqlite:
-                        self._doubt = (self._turn, writes)
+                    self._doubt = (self._turn, writes)
                     transaction.commit()
             except BaseException:
                 transaction.rollback()
                 raise
         self._doubt = None
-        faults.point("interchange.commit.after")
-        for t in writes.tasks:
-            t.stored = True
-            t.dirty = t.whole = False
+
+    def _commit_by_driver(self, writes: Writes) -> None:
+        """The same for SQLite: a commit is so short that what SQLAlchemy does around it would double it."""
+        with self._clear_errors("write to"):
+            raw: Any = self._connection.connection.driver_connection
+            cursor = raw.cursor()
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+                if cursor.execute("SELECT epoch FROM meta").fetchone() != (self.epoch,):
+                    raw.rollback()
+                    with self._connection.begin():
+                        self._check_epoch(self._connection, writing=True)
+                self._write(cursor.executemany, writes)
+                faults.point("interchange.commit.before")
+                cursor.execute("COMMIT")
+            except BaseException:
+                raw.rollback()
+                raise
 
     def _was_done(self, turn: int, doubted: Writes, writes: Writes) -> bool:
-        """An earlier commit of the same writes was done, though we saw it fail.  Waits for it if it still goes on."""
+        """An earlier commit of the same writes was done, though we saw it fail; waits for it if it still goes on."""
         found = self._connection.execute(sa.select(schema.meta.c.epoch, schema.meta.c.turn).with_for_update()).one()
         return doubted is writes and tuple(found) == (self.epoch, turn)
 
-    def _write(self, connection: sa.Connection, writes: Writes) -> None:
-        run = connection.exec_driver_sql
+    def _write(self, run: Run, writes: Writes) -> None:
         for field, (_table, row) in rows.FEW.items():
             records = getattr(writes, field)
             if records:
@@ -269,7 +273,7 @@ class Store:
         if writes.events:
             run(self._insert_event, [rows.event_row(e) for e in writes.events])
 
-    def _write_tasks(self, run: Callable[..., Any], tasks: list[Task]) -> None:
+    def _write_tasks(self, run: Run, tasks: list[Task]) -> None:
         """New rows, and what changed of old ones: most changes are a first assignment or a plain success."""
         new: list[Task] = []
         whole: list[Task] = []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balsamfut import schema
-from balsamfut.interchange.store import NETWORK, filesystem
+from balsamfut.interchange.mounts import NETWORK, filesystem
 from balsamfut.model import Blob, Joined, Options, Payload, Resources
 
 blobs = st.builds(Blob, st.text("0123456789abcdef", max_size=64), st.integers(0, 1 << 40))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from balsamfut import query
 from balsamfut.model import TaskState
@@ -21,10 +25,10 @@ from balsamfut import Executor, app
 def step(i, before=None):
     with open("side", "a") as side:
         side.write(f"{i}\\n")
-    if i == 20 and not os.path.exists("go-on"):
-        print("HALFWAY", flush=True)
+    if i == 20:
         open("halfway", "w").close()
-        time.sleep(60)
+        while not os.path.exists("go-on"):
+            time.sleep(0.01)
     return i
 
 @app.shell("echo {{ word }} {{ number }}")
@@ -36,6 +40,14 @@ if __name__ == "__main__":
         said = say("it's", steps[-1])
         print(sum(f.result() for f in steps), open(said.result().stdout).read().strip())
 """
+
+
+@pytest.fixture
+def database(tmp_path: Path, postgres_url: str) -> Iterator[str]:
+    """A database that is dropped when the interchange has written its last word."""
+    yield postgres_url
+    with open(tmp_path / ".balsamfut" / "interchange.owner") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
 
 
 def site_of(directory: Path, url: str) -> Path:
@@ -51,8 +63,8 @@ def run(directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
                           text=True, timeout=60, check=False)
 
 
-def test_a_campaign_in_postgresql_is_killed_and_goes_on(tmp_path: Path, postgres_url: str) -> None:
-    site = site_of(tmp_path, postgres_url)
+def test_a_campaign_in_postgresql_is_killed_and_goes_on(tmp_path: Path, database: str) -> None:
+    site = site_of(tmp_path, database)
     killed = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path)
     deadline = time.monotonic() + 30
     while not (tmp_path / "halfway").exists():
@@ -66,12 +78,12 @@ def test_a_campaign_in_postgresql_is_killed_and_goes_on(tmp_path: Path, postgres
     marks = Counter((tmp_path / "side").read_text().split())
     assert set(marks) == {str(i) for i in range(40)}
     assert all(marks[str(i)] == 1 for i in range(20)), "what was done was run again"
-    with query.open_site(postgres_url, site) as reader:
+    with query.open_site(database, site) as reader:
         assert Counter(task.state for task in reader.tasks()) == {TaskState.DONE.name: 41}
 
 
-def test_an_interchange_is_killed_over_postgresql_and_the_script_goes_on(tmp_path: Path, postgres_url: str) -> None:
-    site_of(tmp_path, postgres_url)
+def test_an_interchange_is_killed_over_postgresql_and_the_script_goes_on(tmp_path: Path, database: str) -> None:
+    site_of(tmp_path, database)
     (tmp_path / "go-on").touch()
     for point in ("interchange.commit.before:4", "interchange.commit.after:4", "interchange.send.middle:5"):
         once = tmp_path / point
