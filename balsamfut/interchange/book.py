@@ -40,7 +40,7 @@ class IllegalMove(Exception):
 class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
-    __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "classes", "watching",
+    __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "prune_at", "classes", "watching",
                  "accepted", "since", "running", "endings", "looks_up", "detached", "keeper", "alone")
 
     def __init__(self, row: SessionRow) -> None:
@@ -52,6 +52,7 @@ class Session:
         self.limit = 0                            # of tasks that run at a time; 0: none
         self.assigned = 0                         # of them now
         self.calls: dict[int, int] = {}           # call number -> task id, of those it may still name by number
+        self.prune_at = 4096                      # so many calls, and those it has acknowledged are forgotten
         self.classes: dict[int, int] = {}         # its number of a class -> the site's
         self.watching: set[int] = set()           # tasks of other sessions that it asked about
         self.accepted: list[tuple[int, int, TaskState, bool]] = []

@@ -107,9 +107,9 @@ class Requests:
         book.define(message.apps, message.codes, message.pools)
         for local, spec_class in message.classes:
             session.classes[local] = book.intern_class(spec_class)
-        if message.acked:
-            for n in [n for n in session.calls if n <= message.acked]:
-                del session.calls[n]
+        if len(session.calls) > session.prune_at:     # seldom: it looks at all of them
+            session.calls = {n: task for n, task in session.calls.items() if n > message.acked}
+            session.prune_at = 2 * len(session.calls) + 4096
         if session.row.parent:
             self.flow.mark_parent(session.row.parent)
         for spec in message.specs:
