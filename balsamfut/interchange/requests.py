@@ -152,12 +152,12 @@ class Requests:
                 upstream.append(dep)
             if ids != spec.needs:
                 spec = msgspec.structs.replace(spec, needs=ids)
-        task = Task(book.next_task, session.row.campaign, session.id, session.row.parent, cls, spec, S.READY, now)
+        task = Task(book.next_task, session.row.campaign, session.id, session.row.parent, cls, spec, S.READY, now,
+                    watchers=session.alone, dirty=True)
         book.next_task += 1
         session.calls[spec.n] = task.id
-        task.watchers = session.alone
         book.tasks[task.id] = task
-        book.touch(task)
+        book.writes.tasks.append(task)
         if upstream:
             book.writes.edges.extend([(task.id, slot, dep.id) for slot, dep in enumerate(upstream)])
         if spec.key is not None:
