@@ -21,7 +21,9 @@ import importlib
 import logging
 import os
 import sys
+import time
 import types
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             for name, value in replaced.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, value)
-        stack.enter_context(Executor(max_workers=WORKERS))
+        lasting = stack.enter_context(Executor(max_workers=4 * WORKERS))
+        concurrent.futures.wait([lasting.submit(time.sleep, 0.5) for _ in range(2 * WORKERS)])   # workers are awake
         yield
 
 
@@ -118,10 +121,6 @@ class Ours(theirs("ExecutorMixin")):  # type: ignore[misc]
 
 
 Base: Any = theirs("BaseTestCase")
-
-
-class TestExecutor(Ours, theirs("ExecutorTest"), Base):  # type: ignore[misc]
-    pass
 
 
 class TestShutdown(Ours, theirs("ExecutorShutdownTest"), Base):  # type: ignore[misc]
@@ -142,12 +141,42 @@ class TestShutdown(Ours, theirs("ExecutorShutdownTest"), Base):  # type: ignore[
         super().test_cancel_futures()
 
 
-class TestWait(Ours, theirs("WaitTests"), Base):  # type: ignore[misc]
-    pass
+class Executors(Ours, theirs("ExecutorTest"), unittest.TestCase):  # type: ignore[misc]
+    __test__ = False
 
 
-class TestAsCompleted(Ours, theirs("AsCompletedTests"), Base):  # type: ignore[misc]
-    pass
+class Waits(Ours, theirs("WaitTests"), unittest.TestCase):  # type: ignore[misc]
+    __test__ = False
+
+
+class AsCompleted(Ours, theirs("AsCompletedTests"), unittest.TestCase):  # type: ignore[misc]
+    __test__ = False
+
+
+SIDE_BY_SIDE = {
+    f"{suite.__name__}.{name}": suite(name) for suite in (Executors, Waits, AsCompleted)
+    for name in unittest.defaultTestLoader.getTestCaseNames(suite)}
+"""They sleep for half a minute altogether, so they do it at the same time, each with an Executor of its own."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(surroundings: None) -> dict[str, unittest.TestResult]:
+    def outcome(case: unittest.TestCase) -> unittest.TestResult:
+        result = unittest.TestResult()
+        case.run(result)
+        return result
+
+    with concurrent.futures.ThreadPoolExecutor(len(SIDE_BY_SIDE)) as threads:
+        return dict(zip(SIDE_BY_SIDE, threads.map(outcome, SIDE_BY_SIDE.values()), strict=True))
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_side_by_side(outcomes: dict[str, unittest.TestResult], name: str) -> None:
+    result = outcomes[name]
+    for _, reason in result.skipped:
+        pytest.skip(reason)
+    for _, problem in result.failures + result.errors:
+        pytest.fail(problem, pytrace=False)
 
 
 class TestInitializer(theirs("InitializerMixin"), Ours, Base):  # type: ignore[misc]
