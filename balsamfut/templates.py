@@ -183,4 +183,5 @@ def command(value: object, app: str) -> str | list[str]:
     try:
         return [_word(part) for part in value]
     except _NoWord as exc:
-        raise TemplateError(f"{app}: a word of the returned command is {_short(exc.value)}; {exc.hint}") from None
+        hint = "leave it out of the list" if exc.value is None else exc.hint
+        raise TemplateError(f"{app}: a word of the returned command is {_short(exc.value)}; {hint}") from None

@@ -86,6 +86,11 @@ def path(name: str, value: object, want: str = "a path") -> str:
     raise refuse(name, value, want)
 
 
+def place(name: str, value: object, want: str = "a path") -> str:
+    """A path that may begin with ~: the home of who asks, wherever the task will run."""
+    return os.path.expanduser(path(name, value, want))
+
+
 def word(name: str, value: object, want: str) -> str:
     """A text, or what is written as one without doubt: a number or a path."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | os.PathLike):
@@ -196,8 +201,8 @@ def _inputs(name: str, value: object) -> dict[str, Any]:
     """A list is looked for only; a mapping {name: path} is put into the workdir under those names."""
     want = "a list of paths that must exist, or a mapping from names in the workdir to paths"
     if isinstance(value, Mapping):
-        return {name: tuple((path(name, source, want), path(name, target, want)) for target, source in value.items())}
-    return {name: tuple((path(name, part, want), "") for part in _sequence(name, value, want))}
+        return {name: tuple((place(name, source, want), path(name, target, want)) for target, source in value.items())}
+    return {name: tuple((place(name, part, want), "") for part in _sequence(name, value, want))}
 
 
 def _stream(name: str, value: object) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def _stream(name: str, value: object) -> dict[str, Any]:
         value, mode = value
     if mode not in ("a", "w"):
         raise refuse(name, (value, mode), want)
-    return {name: path(name, value, want), f"{name}_mode": mode}
+    return {name: place(name, value, want), f"{name}_mode": mode}
 
 
 def _preamble(name: str, value: object) -> dict[str, Any]:
@@ -271,7 +276,7 @@ READERS: Final[dict[str, Reader]] = {
     "environment": _pairs("a mapping from variables' names to values",
                           lambda key: bool(key) and "=" not in key and "\0" not in key),
     "shell_preamble": _preamble,
-    "workdir": lambda name, value: {name: path(name, value)},
+    "workdir": lambda name, value: {name: place(name, value)},
     "stdout": _stream,
     "stderr": _stream,
     "inputs": _inputs,

@@ -20,6 +20,7 @@ from balsamfut.model import AppKind, Extra, Pool, ShellResult
 from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
+from balsamfut.pilot.output import no_workdir
 from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.queue import Attempt
 from balsamfut.pilot.stage import missing_files, missing_outputs
@@ -27,6 +28,9 @@ from balsamfut.platforms import Launcher, probe
 from balsamfut.raised import error_payload
 
 _NO_EXTRA: Final = Extra()
+_ASKED: Final = {errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+                 errno.ENOTDIR, errno.EPERM, errno.EROFS}
+"""What says something about the directory that a call asked for, as opposed to this machine's disks."""
 
 
 class Command:
@@ -66,7 +70,7 @@ class Commands:
         workdir = desk.workdir(item)
         command = Command(attempt, workdir, *desk.streams(item, workdir), now)
         try:
-            Path(workdir).mkdir(parents=True, exist_ok=True)
+            os.makedirs(workdir, exist_ok=True)
             self._spawn(command)
         except StartError as exc:
             if exc.returncode is None:
@@ -76,8 +80,9 @@ class Commands:
         except (BadStdStream, InvalidOption) as exc:
             return self._unstarted(command, exc, Fault.TASK)
         except OSError as exc:
-            error = LaunchFailed(f"the directory {workdir} cannot be prepared on {desk.host}: {exc.strerror or exc}")
-            return self._unstarted(command, error, Fault.LAUNCHER)
+            error = LaunchFailed(no_workdir(attempt.group.app.name, workdir, desk.host, exc))
+            asked = item.spec.extra is not None and bool(item.spec.extra.workdir)
+            return self._unstarted(command, error, Fault.TASK if asked and exc.errno in _ASKED else Fault.LAUNCHER)
         self._running[attempt.key] = command
         return None
 
@@ -106,11 +111,13 @@ class Commands:
             os.makedirs(directory, exist_ok=True)
             for name, content in plan.files.items():
                 Path(directory, name).write_bytes(content)
+        # What an earlier task wrote to a job.out of the same place goes; what an earlier attempt wrote stays.
+        stdout_mode = extra.stdout_mode if extra.stdout else "w" if item.attempt == 1 else "a"
         self._processes.spawn(
             attempt.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir,
             mark=f"{desk.token}:{item.task}:{item.attempt}", stdout=command.stdout,
             stderr=command.stderr if command.stderr != command.stdout else None,
-            stdout_mode=extra.stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
+            stdout_mode=stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
 
     def _launcher_for(self, pool: Pool) -> Launcher:
         """The platform's MPI launcher; where that is left open, or the nodes are pretended, the one of this host."""

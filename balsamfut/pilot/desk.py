@@ -105,7 +105,7 @@ class Desk:
         _, stderr = self.streams(item, workdir)
         end = tail(stderr)
         how = why or (f"exit code {returncode}" if returncode >= 0 else f"signal {-returncode}")
-        lines = end.strip().splitlines()
+        lines = [line for line in end.strip().splitlines() if line.strip() not in how]
         text = (f"{app} (task {item.task}) on {self.host}: {how}; its output is in {stderr}"
                 + (f", the end of it: {lines[-1].strip()[:200]}" if lines else ""))
         error = ShellError(text, returncode=returncode, host=self.host, workdir=workdir, command=command, stderr=stderr,

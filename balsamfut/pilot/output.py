@@ -10,14 +10,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from balsamfut.errors import BadStdStream
+from balsamfut.errors import BadStdStream, LaunchFailed
 from balsamfut.messages import Detail
 from balsamfut.model import Extra
 
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-_FLAGS = {"a": _MAKE | os.O_APPEND, "w": _MAKE | os.O_TRUNC}
+# Appending in any case: what others write to the same file meanwhile is not to be overwritten.
+_FLAGS = {"a": _MAKE | os.O_APPEND, "w": _MAKE | os.O_APPEND | os.O_TRUNC}
 
 
 def size(fd: int) -> int:
@@ -107,14 +107,24 @@ def redirected(extra: Extra, workdir: str) -> Iterator[tuple[str, str]]:
             os.close(kept)
 
 
+def no_workdir(app: str, workdir: str, host: str, exc: OSError) -> str:
+    """The sentence about a directory in which a task cannot run."""
+    return f"{app} cannot run in its workdir {workdir!r} on {host}: {exc.strerror or exc}"
+
+
 @contextmanager
-def surroundings(workdir: str, environment: tuple[tuple[str, str], ...]) -> Iterator[None]:
-    """The task's directory, made where it is missing, and its environment variables; both as before afterwards."""
-    cwd, environ = "", None
+def surroundings(workdir: str, environment: tuple[tuple[str, str], ...], app: str) -> Iterator[None]:
+    """The task's directory, made where it is missing, and its environment variables, which are as before afterwards.
+
+    Whoever calls this goes back to where it was.  Raises LaunchFailed for a directory that cannot be.
+    """
+    environ = None
     if workdir:
-        cwd = os.getcwd()
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        os.chdir(workdir)
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            os.chdir(workdir)
+        except OSError as exc:
+            raise LaunchFailed(no_workdir(app, workdir, os.uname().nodename, exc)) from None
     if environment:
         environ = dict(os.environ)
         os.environ.update(environment)
@@ -124,5 +134,3 @@ def surroundings(workdir: str, environment: tuple[tuple[str, str], ...]) -> Iter
         if environ is not None:
             os.environ.clear()
             os.environ.update(environ)
-        if cwd:
-            os.chdir(cwd)

@@ -42,8 +42,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 # Signals that we, or who started us (nohup, a shell's `&`), may ignore: an ignored signal stays so in children.
 _DEFAULTS: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
                     signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD]
-_FLAGS: Final = {"r": os.O_RDONLY | os.O_NOCTTY, "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY,
-                 "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY}
+_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
+# Appending in any case: what others write to the same file meanwhile is not to be overwritten.
+_FLAGS: Final = {"r": os.O_RDONLY | os.O_NOCTTY, "a": _APPEND, "w": _APPEND | os.O_TRUNC}
 _spared: set[int] = set()  # children that no Processes may touch: guardians
 
 

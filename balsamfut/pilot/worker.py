@@ -102,6 +102,7 @@ class Worker:
         self.captured = output.Captured(setup.stdout, setup.stderr)
         self.bound: tuple[int, ...] | None = None
         self.pid = os.getpid()
+        self.home = -1               # the directory in which each task begins: a task may go elsewhere, for itself
         self._unblocking = threading.Lock()
 
     # ---- the beginning
@@ -123,6 +124,7 @@ class Worker:
                 return False
         output.flush()
         self.captured.before = output.size(1), output.size(2)
+        self.home = os.open(".", os.O_PATH | os.O_DIRECTORY)
         self.channel.send(Ready())
         return True
 
@@ -188,6 +190,7 @@ class Worker:
         except BaseException as exc:
             message = self.failure(order, exc, started)
         context.enter(None)
+        os.fchdir(self.home)
         detail = self.captured.detail(order.attempt)
         if detail is not None and isinstance(message, Result):
             message = self.detailed(message, detail)
@@ -217,7 +220,7 @@ class Worker:
         work = Work(order, app, code, args, kwargs, order.workdir, self.setup.pool.cwd)
         detail: Detail | None = None
         with ExitStack() as stack:
-            stack.enter_context(output.surroundings(order.workdir, app.options.environment))
+            stack.enter_context(output.surroundings(order.workdir, app.options.environment, app.name))
             try:
                 if order.stage is Stage.PREPARE:
                     return Prepared(order.task, order.attempt, work.prepare(), time() - started)
@@ -340,6 +343,7 @@ def leave() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [""]      # as where there is no script; it was -c, which options' parsers would take for a program's name
     output.settle()
     worker = Worker()
     if worker.initialize():

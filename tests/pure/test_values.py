@@ -197,3 +197,12 @@ def test_every_option_sets_fields_that_the_records_have() -> None:
     fields = {field for name, read in READERS.items() for field in read(name, samples.get(name, 1))}
     assert fields <= RESOURCES | OPTIONS | EXTRA | {"version", "key", "cache_ignore"}
     assert fields >= RESOURCES | OPTIONS | (EXTRA - {"command"})
+
+
+def test_a_tilde_is_the_home_of_who_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    extra = normalise({"workdir": Path("~/runs/{{ n }}"), "stdout": ("~/out", "w"), "stderr": "not/~/err",
+                       "inputs": {"deck": "~/in.lj"}}).extra
+    assert (extra.workdir, extra.stdout, extra.stderr) == ("/home/me/runs/{{ n }}", "/home/me/out", "not/~/err")
+    assert extra.inputs == (("/home/me/in.lj", "deck"),)
+    assert normalise({"inputs": ["~/seen"]}).extra.inputs == (("/home/me/seen", ""),)
