@@ -147,10 +147,11 @@ class Core:
         mine.missing |= want.tasks - {task.id for task in loaded}
         here = {s.id for s in self.book.sessions.values() if s.peer is not None or (token and s.row.token == token)}
         if want.campaign is not None:
-            self.book.active |= {want.campaign} if want.campaign else set(self.book.campaigns)
+            woken = ({want.campaign} if want.campaign else set(self.book.campaigns)) - self.book.active
+            self.book.active |= woken
             for task in found.tasks:
                 known = self.book.tasks.get(task.id)
-                if known is not None and known.state is S.READY:
+                if known is not None and known.state is S.READY and known.campaign in woken:
                     self.flow.ready(known, now)
         self.flow.adopt(loaded, now, here.__contains__)
 

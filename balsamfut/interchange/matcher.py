@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from balsamfut.interchange.book import Book, Pilot
@@ -44,10 +44,11 @@ class ReadyQueues:
         self.size += 1
 
     def head(self, key: QueueKey) -> Task | None:
-        """The next task of a queue; those that are not READY any more (cancelled) are dropped on the way."""
+        """The next task of a queue; those that are not READY any more (cancelled), or were queued again with another
+        class, are dropped on the way."""
         queue = self._queues[key]
         while queue:
-            if queue[0].state is TaskState.READY:
+            if queue[0].state is TaskState.READY and queue[0].cls == key[0]:
                 return queue[0]
             queue.popleft()
             self.size -= 1
@@ -79,18 +80,21 @@ def allowance(book: Book, pilot: Pilot, cls: int) -> int:
     return fits + max(fits, min(AHEAD_MOST, int(AHEAD_SECONDS * fits / max(typical, 1e-6))))
 
 
-def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> list[tuple[Pilot, Task]]:
-    """Take tasks off the queues for as long as a pilot has room for them, in the order of priority and age."""
+def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[tuple[Pilot, Task]]:
+    """Take tasks off the queues for as long as a pilot has room for them, in the order of priority and age.
+
+    Each has to be assigned before the next is asked for: a task that was cancelled and is wanted again is queued twice,
+    and its state tells that its turn has been.
+    """
     able = [pilot for pilot in pilots if pilot.enrolled and not pilot.stopping]
     if not able or not queues.size:
-        return []
+        return
     heads: list[tuple[int, int, QueueKey]] = []
     for key in queues.lines():
         head = queues.head(key)
         if head is not None:
             heads.append((-book.classes[key[0]].spec.options.priority, head.id, key))
     heapq.heapify(heads)
-    chosen: list[tuple[Pilot, Task]] = []
     while heads:
         priority, _, key = heads[0]
         cls, limited = key
@@ -106,17 +110,16 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> list[tupl
         head = queues.head(key)
         while head is not None and room > 0 and (priority, head.id, key) <= bound:
             queues.pop(key)
-            chosen.append((pilot, head))
             pilot.counts[cls] = pilot.counts.get(cls, 0) + 1
             if session is not None:
                 session.assigned += 1
             room -= 1
+            yield pilot, head
             head = queues.head(key)
         if head is None:
             heapq.heappop(heads)
         else:
             heapq.heapreplace(heads, (priority, head.id, key))
-    return chosen
 
 
 _LAST: Final[tuple[float, float, QueueKey]] = (float("inf"), float("inf"), (0, 0))
