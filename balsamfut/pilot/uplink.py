@@ -36,6 +36,7 @@ class Uplink:
         self._file = site / "interchange.json"
         self._poller = poller
         self.known = self._read()
+        self._starter = os.getppid()      # the interchange that started us, until another has taken its place
         self.link = Link(address, ToPilot)
         self.heard = now                  # when the interchange last said something
         self.away: float | None = None    # since when there is nobody
@@ -62,10 +63,14 @@ class Uplink:
             self.link = Link(found.pilots, ToPilot)
             self._poller.register(self.link)
             self.known, self.heard, self.away = found, now, None
+            self._starter = 0
             return True
         if found is not None:
             self.known = found
-        there = now - self.heard < SILENCE if found is None else self._alive(found, now)
+        if found is not None:
+            there = self._alive(found, now)
+        else:   # it has not said yet where it is, or it is ending; our starter's end makes us another's child
+            there = now - self.heard < SILENCE and self._starter in (0, os.getppid())
         if there:
             self.away = None
         elif self.away is None:
