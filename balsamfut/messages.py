@@ -11,7 +11,7 @@ import enum
 
 import msgspec
 
-from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass, TaskSpec, TaskState
+from balsamfut.model import AppSpec, Payload, Pool, Resources, Stored, TaskClass, TaskSpec, TaskState
 
 PROTOCOL = 1
 
@@ -29,10 +29,10 @@ class Hello(Message, frozen=True, tag=1):
     protocol: int
     token: str                   # names the session for ever: a reconnecting client gets the same session again
     campaign: str | None         # None: a campaign of its own
-    pid: int
+    pid: Stored
     host: str
-    parent: int = 0              # a task that calls apps: its id and attempt
-    attempt: int = 0
+    parent: Stored = 0              # a task that calls apps: its id and attempt
+    attempt: Stored = 0
     max_workers: int = 0         # 0: not limited
     platform: str = ""           # what this client's Executor asked for; "": whatever is there
     nodes: int = 0
@@ -56,21 +56,21 @@ class Submit(Message, frozen=True, tag=2):
 class Watch(Message, frozen=True, tag=3):
     """Tell me how these tasks end (those that are over: at once)."""
 
-    tasks: list[int]
+    tasks: list[Stored]
 
 
 class Cancel(Message, frozen=True, tag=4):
     """Cancel these unless they have started.  Answered by Answer(request, ...)."""
 
     request: int
-    refs: list[int]              # as TaskSpec.needs
+    refs: list[Stored]              # as TaskSpec.needs
 
 
 class KillTasks(Message, frozen=True, tag=5):
     """End these, running or not.  Answered by Answer."""
 
     request: int
-    refs: list[int]
+    refs: list[Stored]
 
 
 class Keep(Message, frozen=True, tag=6):
@@ -207,16 +207,16 @@ class Enrol(Message, frozen=True, tag=1):
     """A pilot's first message to an interchange, and the first to a new one."""
 
     protocol: int
-    pilot: int                   # its number in the site
+    pilot: Stored                   # its number in the site
     token: str                   # given to it with its number: who knows it is that pilot
-    pid: int
+    pid: Stored
     host: str
     platform: str
     nodes: list[str]             # names
     cores: int                   # usable cores per node
     tiles: int
     memory: int                  # bytes per node
-    held: list[tuple[int, int]]  # (task, attempt) that it has, queued or running
+    held: list[tuple[Stored, Stored]]  # (task, attempt) that it has, queued or running
 
 
 class Fault(enum.IntEnum):
@@ -236,8 +236,8 @@ class Fault(enum.IntEnum):
 
 
 class Started(Message, frozen=True, tag=2):
-    task: int
-    attempt: int
+    task: Stored
+    attempt: Stored
     time: float                  # Unix time
     place: str                   # "node:cores/tiles", for people
 
@@ -245,15 +245,15 @@ class Started(Message, frozen=True, tag=2):
 class Exited(Message, frozen=True, tag=3, gc=False):
     """An attempt is over.  Everything after `place` has a value only where it is not usual."""
 
-    task: int
-    attempt: int
+    task: Stored
+    attempt: Stored
     fault: Fault
     payload: Payload | None      # pickled result or exception
     started: float
     ended: float
     place: str
     error: str = ""              # one line
-    joins: list[int] = []        # it returned futures: payload has slots for the values of these tasks
+    joins: list[Stored] = []        # it returned futures: payload has slots for the values of these tasks
     again: Resources | None = None   # on_error asked for another attempt, with these resources
     detail: Detail | None = None
 
@@ -261,9 +261,9 @@ class Exited(Message, frozen=True, tag=3, gc=False):
 class Ran(Message, frozen=True, tag=4):
     """The command is over and its postprocess hook is not: if we go away now, only the hook is run again."""
 
-    task: int
-    attempt: int
-    returncode: int
+    task: Stored
+    attempt: Stored
+    returncode: Stored
     time: float
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -56,6 +56,14 @@ MOVES: Final[dict[TaskState, frozenset[TaskState]]] = {
 del S
 
 
+Stored = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""An integer that a database has room for.  A message with another one is not in the protocol."""
+Counted = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
+"""As many as there have to be of something for a request to mean anything."""
+Measured = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""An amount."""
+
+
 class Blob(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A payload that is a file: `<objects>/<digest[:2]>/<digest>`, written before anybody is told its name."""
 
@@ -77,13 +85,13 @@ Payload = bytes | Blob | Joined
 class Resources(msgspec.Struct, frozen=True, array_like=True):
     """What one attempt takes.  Balsam's words; everything is per node, rank or core as its name says."""
 
-    num_nodes: int = 1
-    ranks_per_node: int = 1
-    threads_per_rank: int = 1
-    threads_per_core: int = 1
-    gpu_shares: int = 0          # gpus_per_rank x TILE; below TILE: a share of one tile
-    memory: int = 0              # bytes per node; 0: not said
-    node_packing_count: int = 0  # k: takes 1/k of each node against all tasks; 0: whatever fits
+    num_nodes: Counted = 1
+    ranks_per_node: Counted = 1
+    threads_per_rank: Counted = 1
+    threads_per_core: Counted = 1
+    gpu_shares: Measured = 0          # gpus_per_rank x TILE; below TILE: a share of one tile
+    memory: Measured = 0         # bytes per node; 0: not said
+    node_packing_count: Measured = 0  # k: takes 1/k of each node against all tasks; 0: whatever fits
     mpi: bool = False            # start through the MPI launcher even when it is one rank
     launch_params: tuple[tuple[str, str], ...] = ()
 
@@ -183,12 +191,12 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     this session that is not acknowledged yet.
     """
 
-    n: int                          # the session's call number, from 1
+    n: Stored                       # the session's call number, from 1
     cls: int                        # the session's number of the TaskClass
     args: Payload | None = None     # pickled (args, kwargs); None: nothing to pass
-    needs: tuple[int, ...] = ()
+    needs: tuple[Stored, ...] = ()
     key: bytes | None = None        # Merkle key, 16 bytes; None: not resumable
-    occurrence: int = 0             # the how-many-th call with this key (from 0), in its campaign session or parent
+    occurrence: Stored = 0          # the how-many-th call with this key (from 0), in its campaign session or parent
     extra: Extra | None = None
 
 

@@ -58,7 +58,8 @@ PILOT_SILENCE = 120.0
 REJOIN = 20.0
 """Seconds that the pilots of an earlier interchange have to find this one."""
 CLIENT_SILENCE = 30.0
-"""Seconds without a sign after which a client counts as gone (sooner where its process can be watched)."""
+"""Seconds without a sign after which a client counts as gone, unless its process is watched: it may be stopped, or in C
+code that keeps its other threads waiting."""
 TOGETHER = 0.0015
 """Seconds that the acknowledgement of calls waits for something else to be said to the same client: a task that is soon
 done is acknowledged with its result, and its client woken once."""
@@ -190,6 +191,12 @@ class Core:
             session.detached = message.detach
             self.sessions.gone(session, now, said_so=True)
 
+    def dropped(self, peer: bytes, message: Message) -> None:
+        """A client's message could not be handled: nobody may wait for an answer to it."""
+        session = self.book.peers.get(peer)
+        if session is not None:
+            self.requests.dropped(session, message)
+
     def hello(self, peer: bytes, message: Hello, now: float) -> None:
         session = self.sessions.hello(peer, message, now)
         if session is None:
@@ -313,7 +320,7 @@ class Core:
                 self.book.loaded.add(pilot.id)
                 pilot.acknowledged = -1      # it has waited long enough
         for session in list(self.book.sessions.values()):
-            if session.peer is not None and now - session.heard > CLIENT_SILENCE:
+            if session.peer is not None and not session.watched and now - session.heard > CLIENT_SILENCE:
                 self.sessions.gone(session, now)
         self.tell_unfit()
         if not self.config.embedded:

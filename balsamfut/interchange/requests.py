@@ -14,7 +14,7 @@ from balsamfut.interchange import dag
 from balsamfut.interchange.book import Book, Session
 from balsamfut.interchange.flow import Flow, Pending
 from balsamfut.interchange.records import Task
-from balsamfut.messages import Answer, Cancel, Keep, KillTasks, Rejected, Return, Submit
+from balsamfut.messages import Answer, Cancel, Keep, KillTasks, Message, Rejected, Return, Submit
 from balsamfut.model import CLOSED, AppKind, TaskSpec, TaskState
 
 S = TaskState
@@ -272,6 +272,16 @@ class Requests:
             self.book.move(task, S.WAITING)
         self.book.close(task, S.DONE if message.ok else S.FAILED, now)
         self.flow.over(task, now)
+
+    def dropped(self, session: Session, message: Message) -> None:
+        """A message could not be handled, as the log says: nobody may wait for an answer to it."""
+        if isinstance(message, Submit):
+            for spec in message.specs:
+                if spec.n not in session.calls:
+                    self.book.send_client(session, Rejected(
+                        spec.n, "SiteError", "the interchange could not handle this call; its log says why"))
+        elif isinstance(message, Cancel | KillTasks):
+            self.book.send_client(session, Answer(message.request, [False] * len(message.refs)))
 
     def flush(self) -> None:
         """At the end of a turn: what it created is in the database from here on."""

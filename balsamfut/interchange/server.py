@@ -28,12 +28,12 @@ from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import LocalPilots
 from balsamfut.interchange.core import Core, Turn
+from balsamfut.interchange.fits import Fits, shape
 from balsamfut.interchange.requests import Found, Wanted
-from balsamfut.interchange.sessions import Config, Shape
+from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
-from balsamfut.messages import PROTOCOL, Enrol, FromClient, FromPilot, Hello, Message, Notice, Reports, Submit
-from balsamfut.model import Resources
-from balsamfut.placement import Packer
+from balsamfut.interchange.watching import Watched
+from balsamfut.messages import PROTOCOL, FromClient, FromPilot, Hello, Message, Notice, Reports, Submit
 from balsamfut.wire import Door, Poller, Waker, local_address
 
 log = logging.getLogger(__name__)
@@ -60,29 +60,6 @@ class Clock:
 
     def now(self) -> float:
         return self._base + time.monotonic()
-
-
-class Fits:
-    """How many requests of a kind fit into an empty pilot."""
-
-    def __init__(self) -> None:
-        self._packers: dict[tuple[str, int, int], Packer] = {}
-
-    def __call__(self, pilot: Enrol, resources: Resources) -> int:
-        key = (pilot.platform, pilot.cores, len(pilot.nodes))
-        packer = self._packers.get(key)
-        if packer is None:
-            workstation = pilot.platform == "workstation"
-            platform = platforms.workstation(pilot.cores) if workstation else platforms.load(pilot.platform)
-            packer = self._packers[key] = Packer(platform.node, pilot.nodes)
-        return packer.capacity(resources)
-
-
-def shape(platform: str, nodes: int, cores: int) -> Shape:
-    """A local pilot: a workstation has as many cores as it is given, or as this machine has; others have their own."""
-    if platform != "workstation":
-        return Shape(platform, nodes, 0)
-    return Shape(platform, nodes, cores or len(os.sched_getaffinity(0)))
 
 
 class Server:
@@ -113,7 +90,7 @@ class Server:
         self.waker = Waker()
         for item in (self.clients, self.pilots, self.waker, *self.blocks.fds()):
             self.poller.register(item)
-        self.watched: dict[int, int] = {}        # pidfd -> session
+        self.watched = Watched(self.poller)
         self.signalled = False
         self.complained = ""                     # what was last said about a database that does not take writes
 
@@ -161,8 +138,11 @@ class Server:
             log.warning(self.store.notice)
         last_tick = 0.0
         while True:
+            asleep = self.clock.now()
             ready = self.poller.poll(TOGETHER if self.core.book.told else TICK)
             began = now = self.clock.now()
+            if now - asleep > 1.0 + TICK:
+                self.core.stalled(now - asleep)     # somebody had stopped us: what peers said is yet to be read
             self.drain(ready, now)
             if now - last_tick >= TICK:
                 last_tick = now
@@ -207,8 +187,9 @@ class Server:
         core, work = self.core, 0
         for _ in range(DRAIN):
             for peer, message in (got := self.clients.receive(1)):
-                self.look_up(partial(core.wanted_client, peer, message), message)
-                core.client(peer, message, now)
+                if not self.heed(partial(core.client, peer, message, now), partial(core.wanted_client, peer, message),
+                                 message):
+                    core.dropped(peer, message)
                 if isinstance(message, Submit):
                     work += len(message.specs)
                 elif isinstance(message, Hello):
@@ -220,12 +201,29 @@ class Server:
         core, work = self.core, 0
         for _ in range(DRAIN):
             for peer, message in (got := self.pilots.receive(1)):
-                self.look_up(partial(core.wanted_pilot, peer, message))
-                core.pilot(peer, message, now)
+                self.heed(partial(core.pilot, peer, message, now), partial(core.wanted_pilot, peer, message), message)
                 if isinstance(message, Reports):
                     work += len(message.reports)
             if not got or work >= WORK:
                 break
+
+    def heed(self, handle: Callable[[], None], wanted: Callable[[], Wanted | None], message: Message) -> bool:
+        """Have the brain handle a message; False where that raised: no message of a single peer ends an interchange."""
+        try:
+            self.look_up(wanted, message)
+            handle()
+        except StoreError as error:
+            if error.transient:
+                raise
+            log.error("dropped a %s: %s", type(message).__name__, error)
+        except BalsamfutError:
+            raise
+        except Exception:
+            log.exception("dropped a %s that could not be handled", type(message).__name__)
+        else:
+            return True
+        self.core.requests.found = Found()
+        return False
 
     def look_up(self, wanted: Callable[[], Wanted | None], message: Message | None = None) -> None:
         """Read from the database what a message needs, until it needs no more."""
@@ -234,6 +232,18 @@ class Server:
             self.core.know(want, self.read(want), self.clock.now(), token)
 
     def read(self, want: Wanted) -> Found:
+        """Read it, however long that takes: the database may be locked, or away, for a while."""
+        began = self.clock.now()
+        while True:
+            try:
+                return self._read(want)
+            except StoreError as error:
+                if not error.transient or self.clock.now() - began > GIVE_UP_ALONE:
+                    raise
+                self.complain(error)
+                time.sleep(0.05)
+
+    def _read(self, want: Wanted) -> Found:
         found = Found()
         if want.campaign is not None:
             found.tasks = self.store.load_open(want.campaign or None, want.retry_failed)
@@ -251,6 +261,7 @@ class Server:
         if self.signalled:
             self.core.stop("it was told to end", grace=2.0)
         self.blocks_changed(now)
+        self.watched.keep(self.core.book.sessions)
         for pilot in list(self.core.book.pilots.values()):
             row = pilot.row
             if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not files.runs(row.pid):
@@ -323,21 +334,12 @@ class Server:
         session = self.core.book.tokens.get(hello.token)
         if session is None or session.row.parent or hello.host != os.uname().nodename:
             return
-        if session.id in self.watched.values():
-            return
-        try:
-            fd = os.pidfd_open(hello.pid)
-        except OSError:
+        session.watched = self.watched.watch(session.id, hello.pid)
+        if not session.watched:
             self.core.sessions.gone(session, self.clock.now())
-            return
-        self.watched[fd] = session.id
-        self.poller.register(fd)
 
     def process_ended(self, fd: int, now: float) -> None:
-        number = self.watched.pop(fd)
-        self.poller.unregister(fd)
-        os.close(fd)
-        session = self.core.book.sessions.get(number)
+        session = self.core.book.sessions.get(self.watched.ended(fd))
         if session is not None:
             self.core.sessions.gone(session, now)
 

@@ -169,6 +169,7 @@ class Sessions:
         if session.peer is not None:
             self.book.peers.pop(session.peer, None)
         session.peer = None
+        session.watched = False
         session.keeper = False
         self.flow.hold_promises(session.id)
         if said_so:

@@ -11,10 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from scripts import ROOT
 from waiting import open_gate, pass_gate, reached, until
 
 from balsamfut import Executor
+from balsamfut.messages import (
+    PROTOCOL,
+    Beat,
+    Cancel,
+    Enrol,
+    FromClient,
+    Hello,
+    Keep,
+    KillTasks,
+    Message,
+    Reports,
+    Resume,
+    Started,
+    Submit,
+    ToClient,
+    ToPilot,
+    Watch,
+)
+from balsamfut.model import AppKind, AppSpec, Options, Pool, Resources, TaskClass, TaskSpec
+from balsamfut.wire import Link, Poller
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +81,63 @@ def test_resume_beside_a_running_script_disturbs_nothing(ex: Executor, tmp_path:
         assert [blocker.result(20) for blocker in blockers] == [None, None]
         resume.stderr.read()
         assert resume.wait(20) == 0
+
+
+# ---- messages that make no sense
+
+
+NOBODY = Pool("python", (), "/", ())
+APP, CLASS = b"a" * 16, b"p" * 16
+
+
+def call(n: int = 1, **more: Any) -> Submit:
+    return Submit([TaskSpec(n, 1, **more)], [(1, TaskClass(APP, CLASS, Resources(), Options()))],
+                  [AppSpec("nonsense", AppKind.PYTHON, APP)], [], [(CLASS, NOBODY)])
+
+
+NONSENSE: dict[str, Message] = {
+    "a process that there cannot be": Hello(PROTOCOL, "a", None, 1 << 40, os.uname().nodename),
+    "a negative process": Hello(PROTOCOL, "b", None, -5, os.uname().nodename),
+    "a parent that there is not": Hello(PROTOCOL, "c", None, 1, "elsewhere", parent=999_999),
+    "a parent that there cannot be": Hello(PROTOCOL, "d", None, 1, "elsewhere", parent=1 << 63),
+    "a class that was never defined": Submit([TaskSpec(1, 77)]),
+    "a need that there is not": call(needs=(12_345_678, 0, -1)),
+    "a need that there cannot be": call(needs=(1 << 63,)),
+    "a call number that no row has room for": call(1 << 63),
+    "an occurrence that no row has room for": call(5, key=b"k" * 16, occurrence=1 << 63),
+    "no nodes at all": Submit([TaskSpec(1, 1)], [(1, TaskClass(APP, CLASS, Resources(num_nodes=0), Options()))],
+                              [AppSpec("nonsense", AppKind.PYTHON, APP)], [], [(CLASS, NOBODY)]),
+    "watching": Watch([1 << 63, 5_555_555, -7, 0]),
+    "cancelling": Cancel(1, [0, -5, 99_999_999, 1 << 63]),
+    "killing": KillTasks(2, [0, -5, 99_999_999]),
+    "a promise of somebody else's": Keep(1, True, b"x"),
+    "a campaign that there is not": Resume("nobody's"),
+    "a pilot with a wrong token": Enrol(PROTOCOL, 1, "wrong", 1, "h", "workstation", ["n"], 2, 0, 0, [(1, 1)]),
+    "a pilot that there is not": Enrol(PROTOCOL, 1 << 40, "wrong", 1, "h", "?", [], -2, 0, 0, [(1 << 63, 1)]),
+    "a stranger's reports": Reports(1, [Started(1 << 63, 1, 0.0, "")]),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_messages_without_sense_do_not_end_the_interchange(ex: Executor, what: str) -> None:
+    message = NONSENSE[what]
+    door, union = ("clients", ToClient) if isinstance(message, FromClient) else ("pilots", ToPilot)
+    link, poller = Link(said(ex)[door], union), Poller()
+    poller.register(link)
+    if door == "clients" and not isinstance(message, Hello):
+        observer = not isinstance(message, Submit)
+        link.send(Hello(PROTOCOL, what, None, os.getpid(), os.uname().nodename, observer=observer))
+    link.send(message)
+    if door == "clients":
+        link.send(Beat())
+    poller.poll(0.3)
+    poller.unregister(link)
+    link.close(0.2)
+
+
+def test_noise_at_the_doors_does_not_end_the_interchange(ex: Executor) -> None:
+    for door in ("clients", "pilots"):
+        with zmq.Context.instance().socket(zmq.DEALER) as socket:
+            socket.connect(said(ex)[door])
+            socket.send_multipart([b"", b"\xff" * 100, bytes(range(256)) * 10, b"\xc1"])
+            socket.close(linger=500)
