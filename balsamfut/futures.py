@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from balsamfut import serialize
 from balsamfut.messages import Detail
-from balsamfut.model import AppKind, AppSpec, Extra, TaskState, default_workdir
+from balsamfut.model import AppKind, AppSpec, Extra, TaskState, default_workdir, restored
 
 T = TypeVar("T")
 
@@ -283,7 +283,8 @@ class TaskFuture(Future[T]):
     def workdir(self) -> Path:
         """Where the task runs (an absolute path; made when the task starts).  Waits as task_id does."""
         if self._detail is not None and self._detail.workdir:
-            return Path(self._detail.workdir)
+            silent = self._detail.returncode is not None and not self._detail.stdout
+            return restored(self._detail.workdir) if silent else Path(self._detail.workdir)
         data = self._of_task().data
         if self._extra is not None and self._extra.workdir:
             return data / self._extra.workdir

@@ -264,6 +264,7 @@ class Agent:
         left = self.processes.end()
         if left:
             log.warning("processes that cannot be killed: %s", left)
+        self.commands.close()
         self.guardian.goodbye()
         self.squad.close()
 

@@ -21,9 +21,11 @@ from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
 from balsamfut.pilot.output import no_workdir
+from balsamfut.pilot.planner import needs_finish
 from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.queue import Attempt
 from balsamfut.pilot.stage import missing_files, missing_outputs
+from balsamfut.pilot.workdirs import Workdirs, sweep
 from balsamfut.platforms import Launcher, probe
 from balsamfut.raised import error_payload
 
@@ -56,6 +58,7 @@ class Commands:
         self._desk = desk
         self._processes = processes
         self._running: dict[Key, Command] = {}
+        self._workdirs = Workdirs(desk.data, str(desk.pilot))
         self._launcher: Launcher | None = None
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
 
@@ -70,7 +73,10 @@ class Commands:
         workdir = desk.workdir(item)
         command = Command(attempt, workdir, *desk.streams(item, workdir), now)
         try:
-            os.makedirs(workdir, exist_ok=True)
+            if item.spec.extra is not None and item.spec.extra.workdir:
+                os.makedirs(workdir, exist_ok=True)
+            else:
+                self._workdirs.make(workdir)
             self._spawn(command)
         except StartError as exc:
             if exc.returncode is None:
@@ -198,8 +204,22 @@ class Commands:
         if missing:
             exc = missing_outputs(app, missing)
             return Commanded(key, returncode, command.started, Fault.TASK, error_payload(exc), str(exc), detail)
+        if self._forgettable(command) and self._workdirs.take_back(command.workdir):
+            detail = Detail(returncode=returncode, host=detail.host, workdir=command.workdir, attempt=item.attempt)
         result = ShellResult(returncode, command.stdout, command.stderr, command.workdir)
         return Commanded(key, returncode, command.started, Fault.NONE, pickle.dumps(result, 5), "", detail)
+
+    def _forgettable(self, command: Command) -> bool:
+        """Nobody asked for anything in its directory, and nobody is left who could write there."""
+        attempt = command.attempt
+        extra = attempt.item.spec.extra or _NO_EXTRA
+        return not (extra.workdir or extra.stdout or extra.stderr or extra.outputs or extra.inputs or command.flavour
+                    or command.call is not None or self._processes.strangers
+                    or needs_finish(attempt, True, False) or attempt.group.app.hooks)
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        sweep(self._desk.data, str(self._desk.pilot))
 
     def _said(self, command: Command) -> str:
         """What a launcher's verdict is read from."""

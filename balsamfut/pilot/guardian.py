@@ -89,6 +89,15 @@ def mark_in(environ: bytes) -> str | None:
     return os.fsdecode(environ[at + len(_MARK) - 1:].split(b"\0", 1)[0])
 
 
+def share(pid: int) -> int | None:
+    """The proportional set size of a process, in bytes; None where the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), None)
+    except OSError:
+        return None
+
+
 def mark_of(pid: int) -> str | None:
     """The mark that a process was started with; None: none, or it is another user's."""
     return mark_in(_contents(f"/proc/{pid}/environ", 1 << 14))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balsamfut.errors import BadStdStream, LaunchFailed
@@ -113,15 +113,16 @@ def no_workdir(app: str, workdir: str, host: str, exc: OSError) -> str:
 
 
 @contextmanager
-def surroundings(workdir: str, environment: tuple[tuple[str, str], ...], app: str) -> Iterator[None]:
-    """The task's directory, made where it is missing, and its environment variables, which are as before afterwards.
+def surroundings(workdir: str, environment: tuple[tuple[str, str], ...], app: str,
+                 make: Callable[[str], None]) -> Iterator[None]:
+    """The task's directory, which is made, and its environment variables, which are as before afterwards.
 
     Whoever calls this goes back to where it was.  Raises LaunchFailed for a directory that cannot be.
     """
     environ = None
     if workdir:
         try:
-            os.makedirs(workdir, exist_ok=True)
+            make(workdir)
             os.chdir(workdir)
         except OSError as exc:
             raise LaunchFailed(no_workdir(app, workdir, os.uname().nodename, exc)) from None

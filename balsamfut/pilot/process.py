@@ -280,6 +280,11 @@ class Processes:
 
     # ---- looking
 
+    @property
+    def strangers(self) -> bool:
+        """There are adopted processes, as far as we have looked."""
+        return bool(self._orphans)
+
     def memory_of(self, key: Hashable, *, exact: bool = False) -> int:
         """Resident bytes of an attempt's processes, pages that they share counted for each; 0: it is not there.
 
@@ -293,7 +298,7 @@ class Processes:
         sizes: dict[Hashable, int] = {}
         for key in keys:
             members = self._members(rows, [self._attempts[key]]) if key in self._attempts else set()
-            sizes[key] = sum((_share_of(pid) if exact else None) or rows[pid].pages * _PAGE for pid in members)
+            sizes[key] = sum((guardian.share(pid) if exact else None) or rows[pid].pages * _PAGE for pid in members)
         return sizes
 
     def tidy(self) -> None:
@@ -340,15 +345,6 @@ class Processes:
         seeds.update(pid for pid, owners in self._orphans.items() if owners <= keys)
         seeds.update(pid for pid in rows if pid != self._me and mark_of(pid) in marks)
         return family(rows, seeds, sessions) - {self._me} - _spared
-
-
-def _share_of(pid: int) -> int | None:
-    """The proportional set size of a process, in bytes; None where the kernel does not tell."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), None)
-    except OSError:
-        return None
 
 
 class Guardian:

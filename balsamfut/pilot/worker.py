@@ -8,6 +8,7 @@ know placements, queues or the interchange.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -47,6 +48,7 @@ from balsamfut.pilot.hand import (
     frame,
 )
 from balsamfut.pilot.stage import Work
+from balsamfut.pilot.workdirs import Workdirs
 
 _LARGEST: Final = 1 << 18
 _NOTHING: Final = ((), {})  # type: ignore[var-annotated]
@@ -99,6 +101,7 @@ class Worker:
         self.objects = Path(setup.objects)
         self.codes: dict[bytes, Payload | serialize.AppCode] = {}
         self.apps: dict[int, Define] = {}
+        self.workdirs = Workdirs(os.path.join(setup.site, "data"), setup.name.replace("pilot-", "").replace("/", "-"))
         self.captured = output.Captured(setup.stdout, setup.stderr)
         self.bound: tuple[int, ...] | None = None
         self.pid = os.getpid()
@@ -220,10 +223,15 @@ class Worker:
         work = Work(order, app, code, args, kwargs, order.workdir, self.setup.pool.cwd)
         detail: Detail | None = None
         with ExitStack() as stack:
-            stack.enter_context(output.surroundings(order.workdir, app.options.environment, app.name))
+            own = order.stage is Stage.PREPARE and not work.extra.workdir
+            make = self.workdirs.make if own else functools.partial(os.makedirs, exist_ok=True)
+            stack.enter_context(output.surroundings(order.workdir, app.options.environment, app.name, make))
             try:
                 if order.stage is Stage.PREPARE:
-                    return Prepared(order.task, order.attempt, work.prepare(), time() - started)
+                    command = work.prepare()
+                    if own:
+                        self.workdirs.take_back(order.workdir)
+                    return Prepared(order.task, order.attempt, command, time() - started)
                 if order.failure is not None:
                     return self.rescued(work, self.exception(order.failure), order.timeout, started)
                 if order.stage is Stage.CALL:
@@ -343,7 +351,7 @@ def leave() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [""]      # as where there is no script; it was -c, which options' parsers would take for a program's name
+    sys.argv = [""]      # as where there is no script; it was -c, which parsers of options take for a program's name
     output.settle()
     worker = Worker()
     if worker.initialize():

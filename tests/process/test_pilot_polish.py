@@ -99,3 +99,37 @@ def test_a_program_that_is_not_there_is_said_once(play: Interchange) -> None:
     assert isinstance(error, ShellError) and error.returncode == 127
     assert str(error).count("command not found in PATH") == 1 and str(error).count("'no-such-program'") == 1
     assert "command not found in PATH" in error.tail
+
+
+def test_a_workdir_in_which_nothing_was_left_is_made_again_for_who_asks(play: Interchange) -> None:
+    silent, said = play.shell("test $PWD = $BALSAMFUT_WORKDIR"), play.shell("echo said")
+    tasks = play.launch(*[play.item(silent) for _ in range(20)])
+    results = [play.value(task) for task in tasks]
+    assert play.value(play.run(said)).stdout.read_text() == "said\n"
+    data = play.site / "data" / "00000"
+    assert not [task for task in tasks if (data / str(task)).exists()]
+    assert results[3].stdout == data / str(tasks[3]) / "job.out" and results[3].stdout.read_text() == ""
+    assert list(results[4].workdir.iterdir()) == [results[4].stderr]
+    assert not (data / str(tasks[5])).exists()
+
+
+def leaves(name: str) -> list[str]:
+    if name:
+        Path(name).write_text("by the function")
+    return ["sh", "-c", "cat -- * > $0 2>/dev/null; test -s $0 || rm $0", "all"]
+
+
+def test_what_is_left_in_a_workdir_stays_there(play: Interchange) -> None:
+    cls = play.app(leaves, AppKind.COMMAND)
+    tasks = play.launch(*[play.item(cls, f"deck{number}" if number % 3 == 0 else "") for number in range(30)])
+    for number, task in enumerate(tasks):
+        play.value(task)
+        names = {path.name for path in (play.site / "data" / "00000" / str(task)).glob("*")}
+        assert names == ({"all", "job.out", f"deck{number}"} if number % 3 == 0 else set())
+    odd = play.run(play.shell("chmod 700 . ; chmod 600 job.out"))
+    next_one = play.value(play.run(play.shell("stat -c %a . job.out")))
+    plain = play.value(play.run(play.shell("stat -c %a . job.out")))
+    assert next_one.stdout.read_text() == plain.stdout.read_text()
+    assert play.value(odd).workdir.stat().st_mode & 0o777 == 0o700
+    assert isinstance(play.error(play.run(play.shell("false"))), ShellError)
+    assert Path(play.error(play.run(play.shell("false"))).workdir).exists()
