@@ -29,6 +29,7 @@ from balsamfut.messages import (
     Received,
     Reports,
     Started,
+    Stop,
 )
 from balsamfut.model import AppKind, Payload, Resources, TaskState
 from balsamfut.serialize import error_payload
@@ -74,18 +75,13 @@ class Attempts:
         self.enrolments[pilot.id] = message
         pilot.seq = pilot.acknowledged = 0
         pilot.classes, pilot.apps, pilot.pools = set(), set(), set()
-        drop: list[tuple[int, int]] = []
-        kept = set()
-        for number, attempt in message.held:
-            task = book.tasks.get(number)
-            if (task is not None and task.attempt == attempt and task.pilot == pilot.id
-                    and task.state in (S.ASSIGNED, S.RUNNING)):
-                kept.add(number)
-            else:
-                drop.append((number, attempt))
+        kept = {number for number, attempt in message.held
+                if (task := book.tasks.get(number)) is not None and self.current(pilot, task, attempt)}
         for task in [task for task in pilot.held.values() if task.id not in kept]:
             self.give_back(pilot, task, now)
-        book.send_pilot(pilot, Enrolled(0, drop))
+        book.send_pilot(pilot, Enrolled(0, [held for held in message.held if held[0] not in kept]))
+        if pilot.stopping:      # it was told to stop before it could hear
+            book.send_pilot(pilot, Stop(0.0))
 
     def lost(self, pilot: Pilot, reason: str, now: float) -> None:
         """A pilot is gone: what it had goes to others, uncharged."""
