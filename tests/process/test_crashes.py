@@ -72,7 +72,7 @@ def campaign(tmp_path: Path) -> Campaign:
     return Campaign(tmp_path)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("point", INTERCHANGE)
 def test_an_interchange_is_killed_and_the_script_goes_on(campaign: Campaign, point: str, count: int) -> None:
     result = campaign.script(f"{point}:{count}")
@@ -81,7 +81,7 @@ def test_an_interchange_is_killed_and_the_script_goes_on(campaign: Campaign, poi
     assert max(campaign.marks().values()) == 1, "the pilot kept its results, so nothing had to be run twice"
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("point", PILOT)
 def test_a_pilot_is_killed_and_another_goes_on(campaign: Campaign, point: str, count: int) -> None:
     result = campaign.script(f"{point}:{count}")

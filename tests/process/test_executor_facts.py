@@ -675,8 +675,7 @@ def wrapped(x: int) -> int:
     ("abc".upper, (), "ABC"), ([3, 1].count, (3,), 1), (int, ("7",), 7), (functools.partial(pow, 2), (5,), 32),
     (functools.partial(functools.partial(given, 1), b=2), (3,), ((1, 3), {"b": 2})), (Adder(5).add, (1,), 6),
     (Adder(5), (2,), 10), (Adder.double, (4,), 8), (cached, (1,), 101), (wrapped, (1,), 0), (max, (1, 5), 5),
-    (lambda x: x + 1, (1,), 2), (dict.fromkeys, ("ab",), {"a": None, "b": None}), (Adder(1).make, (3,), None)],
-    ids=str)
+    (lambda x: x + 1, (1,), 2), (dict.fromkeys, ("ab",), {"a": None, "b": None}), (Adder(1).make, (3,), None)])
 def test_fact_13_anything_callable_is_a_function(ex: Executor, fn: Any, args: tuple[Any, ...], value: Any) -> None:
     result = ex.submit(fn, *args).result(20)
     if value is None and result is not None:

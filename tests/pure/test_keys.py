@@ -291,6 +291,6 @@ def test_hooks_and_call_operators_count():
 
 
 @pytest.mark.parametrize("func", [len, statistics.fmean, "".join, functools.partial(len), functools.lru_cache(len),
-                                  Conf, Conf().__init__, re.compile("x").match], ids=repr)
+                                  Conf, Conf().__init__, re.compile("x").match])
 def test_anything_callable_has_a_code_key(func):
     assert len(code_key(func)) == 16
