@@ -40,7 +40,7 @@ def whole(name: str, value: object, least: int | None, want: str) -> int:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise refuse(name, value, want) from None
-    if isinstance(value, bool) or (least is not None and number < least):
+    if isinstance(value, bool) or (least is not None and number < least) or abs(number) >= 1 << 63:
         raise refuse(name, value, want)
     return number
 
@@ -78,10 +78,15 @@ def seconds(name: str, value: object) -> float:
     raise refuse(name, value, want)
 
 
+def _sendable(text: str) -> bool:
+    """No zero byte, and nothing that UTF-8 cannot write: half of a pair, a byte of a name that is not UTF-8."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text))
+
+
 def path(name: str, value: object, want: str = "a path") -> str:
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
-        if isinstance(text, str) and text and "\0" not in text:
+        if isinstance(text, str) and text and _sendable(text):
             return text
     raise refuse(name, value, want)
 
@@ -96,7 +101,7 @@ def word(name: str, value: object, want: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | os.PathLike):
         raise refuse(name, value, want)
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    if not isinstance(text, str) or "\0" in text:
+    if not isinstance(text, str) or not _sendable(text):
         raise refuse(name, value, want)
     return text
 
@@ -142,7 +147,7 @@ def _memory(name: str, value: object) -> dict[str, Any]:
         size = round(float(match[1]) * _UNITS[match[2].upper()])
     else:
         size = whole(name, value, 1, want)
-    if size < 1:
+    if not 1 <= size < 1 << 63:
         raise refuse(name, value, want)
     return {name: size}
 

@@ -19,18 +19,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from balsamfut.context import TaskContext
-from balsamfut.errors import BalsamfutError, InitializerFailed, SiteError, UsageError
+from balsamfut.errors import BalsamfutError, InitializerFailed, InterchangeLost, SiteError, UsageError
 from balsamfut.executor import local
 from balsamfut.executor.core import BATCH, Ask, Delivery, Entry, Future, Session, Wish
 from balsamfut.executor.deliver import Deliverer, describe, error_named
 from balsamfut.executor.line import BEAT, Line, say
 from balsamfut.futures import CANCELLED, TaskFuture
-from balsamfut.messages import Bye, Hello, Message, Notice, Refused
+from balsamfut.messages import Bye, Hello, Message, Notice, Refused, Settled
 from balsamfut.wire import Poller, Waker
 
 log = logging.getLogger(__name__)
 
 SHUT: Final = "cannot schedule new futures after shutdown"
+
+LOSSES: Final = 10
+"""Interchanges that may end in a row before any task is over: there is something that none of them can live with ..."""
+LASTING: Final = 60.0
+"""... unless they live for so many seconds."""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -54,6 +59,9 @@ class Client:
         self._deliveries: deque[Delivery] = deque()
         self._detaching = False
         self._abandon = False     # leave without waiting for calls
+        self._losses = 0          # interchanges in a row that ended before they told of any task's end
+        self._connected = time.monotonic()
+        self._given_up = False    # the interchange does not know us any more: it took us for dead
         self._lost = False        # the interchange has gone while we were leaving
         self._fatal: BaseException | None = None
         self._known = threading.Condition()
@@ -190,7 +198,7 @@ class Client:
         self.closing = True
         if error is not None:
             self.refusal = f"cannot schedule new futures: {describe(error)}"
-        elif not self._lost:
+        if self._line.up and not self._lost:    # or the interchange would count us among the living
             self._line.send(Bye(self._detaching))
         self.ended = True
         self._line.drop(linger=2.0)
@@ -247,9 +255,12 @@ class Client:
 
     def _receive(self) -> bool:
         messages = self._line.receive()
+        self._given_up = False
         for message in messages:
             self._deliveries.extend(self._session.handle(message))
-            if isinstance(message, Notice | Refused):
+            if isinstance(message, Settled):
+                self._losses = 0
+            elif isinstance(message, Notice | Refused):
                 self._hear(message)
         if messages and self._known_waiters:
             with self._known:
@@ -257,20 +268,31 @@ class Client:
         deliveries, deliver = self._deliveries, self._deliverer.deliver
         while deliveries:  # a callback that waits takes the rest of them itself
             deliver(deliveries.popleft())
+        if self._given_up:
+            self._reconnect()
         return bool(messages)
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Notice):
             say(message.text)
         elif isinstance(message, Refused):
-            raise error_named(message.error, message.text)
+            if message.error != InterchangeLost.__name__:
+                raise error_named(message.error, message.text)
+            self._given_up = True
 
     def _reconnect(self) -> None:
         """The interchange has gone: go on with another, under the same name."""
         self._lost = True
         if self._finished():
             return
-        self.welcome = self._line.reconnect()
+        now = time.monotonic()
+        self._losses = 1 if now - self._connected > LASTING else self._losses + 1
+        if self._losses > LOSSES:
+            raise InterchangeLost(
+                f"{self._losses} interchanges of {self.site} in a row ended before any task was over; see "
+                f"{self.site}/log/interchange.log; what is recorded is safe: `balsamfut resume` goes on")
+        self._connected = now
+        self.welcome = self._line.reconnect(given_up=self._given_up)
         self._lost = False
         for message in self._session.resend():
             self._line.send(message)

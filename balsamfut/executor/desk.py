@@ -166,6 +166,11 @@ class Desk:
         except Exception as exc:
             return self.failed(exc, ready.app, ready.extra)
         extra = plan.extra(combined, futures=bool(found))
+        try:
+            msgspec.msgpack.encode(extra)
+        except UnicodeEncodeError as exc:   # what was rendered from the arguments
+            return self.failed(SerializationError(
+                f"a call of {ready.app.name} makes a text that UTF-8 cannot write: {exc}"), ready.app)
         if extra is not None and extra.command is not None and not ready.app.hooks:
             data = None  # the command says it all
         try:

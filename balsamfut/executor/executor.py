@@ -75,6 +75,10 @@ class Executor(concurrent.futures.Executor):
         if platform is not None:
             platforms.load(platform)   # a name that there is none of is told before anything is started
         directory = local.site_directory(site)
+        for given in (campaign or "", str(directory), os.getcwd()):
+            if _readable(given) != given:
+                raise InvalidOption(f"{given!r} has bytes that are not UTF-8: name the campaign, the site and the "
+                                    "working directory so that they can be recorded")
         local.make(directory)
         defaults = load_settings(directory).options()
         pool = _pool(initializer, initargs)
@@ -336,13 +340,21 @@ def _reference(fn: Callable[..., Any], known: dict[int, Any]) -> Callable[[], ob
 
 def _pool(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> Pool:
     path = tuple(os.path.abspath(entry) for entry in sys.path)
-    environ = tuple(sorted((name, value) for name, value in os.environ.items() if not name.startswith("BALSAMFUT_")))
+    # What is not UTF-8 cannot be recorded: such a variable, or a directory that nothing was imported from, stays here.
+    path = tuple(entry for entry in path if _readable(entry) == entry)
+    environ = tuple(sorted((name, value) for name, value in os.environ.items()
+                           if not name.startswith("BALSAMFUT_") and _readable(name + value) == name + value))
     packed = None if initializer is None else serialize.dumps_result((initializer, initargs))[0]
     return Pool(sys.executable, path, os.getcwd(), environ, packed)
 
 
+def _readable(text: str) -> str:
+    """The text with a question mark for whatever UTF-8 cannot write."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _hello(token: str, campaign: str | None, pool: Pool, **more: Any) -> Hello:
-    info = {"python": sys.executable, "cwd": os.getcwd(), "argv": " ".join(sys.argv)}
+    info = {"python": sys.executable, "cwd": os.getcwd(), "argv": _readable(" ".join(sys.argv))}
     return Hello(PROTOCOL, token, campaign, os.getpid(), os.uname().nodename, info=info, pool=pool, **more)
 
 

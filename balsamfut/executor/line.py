@@ -67,9 +67,13 @@ class Line:
             time.sleep(0.02 * 2 ** attempt)
         raise AssertionError("the last try raised")
 
-    def reconnect(self) -> Welcome:
-        """The interchange has gone: find another.  Raises as connect() does, InterchangeLost not at the first time."""
-        self.tell(f"lost the interchange (process {self._connection.pid}); starting another, and waiting for it")
+    def reconnect(self, *, given_up: bool = False) -> Welcome:
+        """The interchange has gone: find another.  Raises as connect() does, InterchangeLost not at the first time.
+
+        given_up: it is there, but has taken us for dead.
+        """
+        if not given_up:
+            self.tell(f"lost the interchange (process {self._connection.pid}); starting another, and waiting for it")
         self.drop()
         for attempt in range(TRIES):
             try:

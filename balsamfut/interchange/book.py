@@ -41,7 +41,7 @@ class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
     __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "prune_at", "classes", "watching",
-                 "accepted", "since", "running", "endings", "looks_up", "detached", "keeper", "alone", "watched")
+                 "accepted", "since", "running", "endings", "looks_up", "keeper", "alone", "watched")
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row
@@ -60,7 +60,6 @@ class Session:
         self.running: list[tuple[int, bool]] = []
         self.endings: list[Ending] = []
         self.looks_up = False                     # its calls may be known already: named campaign, retried parent
-        self.detached = False
         self.watched = False                      # the end of its process will be told: its silence means nothing
         self.keeper = False                       # `resume --wait`: keeps an embedded interchange alive
 

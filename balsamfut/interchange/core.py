@@ -91,6 +91,7 @@ class Core:
         self.sessions = Sessions(self.book, self.flow, config)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
+        self.detached = False             # a script has left its tasks to us
         self.failed_starts = 0
         self.told_unfit: set[int] = set()
         self.next_start = 0.0
@@ -188,14 +189,8 @@ class Core:
         elif isinstance(message, Beat):
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):
-            session.detached = message.detach
+            self.detached |= message.detach and not session.row.parent
             self.sessions.gone(session, now, said_so=True)
-
-    def dropped(self, peer: bytes, message: Message) -> None:
-        """A client's message could not be handled: nobody may wait for an answer to it."""
-        session = self.book.peers.get(peer)
-        if session is not None:
-            self.requests.dropped(session, message)
 
     def hello(self, peer: bytes, message: Hello, now: float) -> None:
         session = self.sessions.hello(peer, message, now)
@@ -325,11 +320,17 @@ class Core:
         self.tell_unfit()
         if not self.config.embedded:
             return
-        detached = any(s.detached for s in self.book.sessions.values()) and self.book.tasks
-        if self.sessions.alive() or detached:
+        self.detached = self.detached and self.busy()
+        if self.sessions.alive() or self.detached:
             self.alone_since = now
         elif now - self.alone_since > self.config.linger:
             self.stop("no client is left", grace=2.0)
+
+    def busy(self) -> bool:
+        """Tasks run, or wait for a pilot that can run them."""
+        fit = [line for line in self.queues.lines() if line[0] not in self.told_unfit]
+        return (bool(self.attempts.later) or any(pilot.held for pilot in self.book.pilots.values())
+                or any(self.queues.head(line) is not None for line in fit))
 
     def stalled(self, seconds: float) -> None:
         """This process itself stood still: nobody else's silence counts for that time."""

@@ -5,7 +5,7 @@ What happens to one task here happens to those that need it, without recursion: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from balsamfut.errors import JoinError
@@ -14,10 +14,12 @@ from balsamfut.interchange.book import Book, Pilot, Session
 from balsamfut.interchange.matcher import ReadyQueues
 from balsamfut.interchange.records import Task
 from balsamfut.messages import Answer
-from balsamfut.model import CLOSED, AppKind, Joined, TaskState
+from balsamfut.model import CLOSED, AppKind, Joined, Payload, TaskState
 from balsamfut.serialize import BARE_SLOT, error_payload
 
 S = TaskState
+DEEPEST = 200
+"""Values of returned futures within each other: packing what is deeper would exhaust the stack."""
 NO_SCRIPT = "waits for a future of a script that is gone"
 
 
@@ -103,6 +105,12 @@ class Flow:
         template = task.payload
         assert isinstance(template, bytes)
         parts = [dep.payload for dep in task.deps if dep.payload is not None]
+        if depth(parts) >= DEEPEST:
+            task.error = (f"task {task.id} returned futures whose values hold futures' values in turn, more than "
+                          f"{DEEPEST} deep: return values, or pass them on as arguments")
+            task.payload = error_payload(JoinError(task.error, task_ids=tuple(dep.id for dep in task.deps)))
+            self.book.close(task, S.FAILED, now)
+            return
         # One future that was returned as it is stands for its value: chains of them do not nest.
         task.payload = parts[0] if template == BARE_SLOT else Joined(template, parts)
         self.book.close(task, S.DONE, now)
@@ -263,3 +271,15 @@ class Flow:
     def take_in_hand(self, pilot: Pilot, task: Task) -> None:
         pilot.held[task.id] = task
         pilot.counts[task.cls] = pilot.counts.get(task.cls, 0) + 1
+
+
+def depth(payloads: Iterable[Payload]) -> int:
+    """How deep values of returned futures hold each other."""
+    deep = 0
+    level = [payload for payload in payloads if payload.__class__ is Joined]
+    while level:
+        deep += 1
+        inner = {id(part): part for each in level if isinstance(each, Joined) for part in each.parts
+                 if part.__class__ is Joined}
+        level = list(inner.values())
+    return deep

@@ -273,8 +273,11 @@ class Requests:
         self.book.close(task, S.DONE if message.ok else S.FAILED, now)
         self.flow.over(task, now)
 
-    def dropped(self, session: Session, message: Message) -> None:
+    def dropped(self, peer: bytes, message: Message) -> None:
         """A message could not be handled, as the log says: nobody may wait for an answer to it."""
+        session = self.book.peers.get(peer)
+        if session is None:
+            return
         if isinstance(message, Submit):
             for spec in message.specs:
                 if spec.n not in session.calls:

@@ -189,7 +189,7 @@ class Server:
             for peer, message in (got := self.clients.receive(1)):
                 if not self.heed(partial(core.client, peer, message, now), partial(core.wanted_client, peer, message),
                                  message):
-                    core.dropped(peer, message)
+                    core.requests.dropped(peer, message)
                 if isinstance(message, Submit):
                     work += len(message.specs)
                 elif isinstance(message, Hello):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from balsamfut.interchange.book import Book, Session
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.records import CampaignRow, SessionRow
-from balsamfut.messages import PROTOCOL, Hello, Refused, Resume, Resumed, Watch, Welcome
+from balsamfut.messages import PROTOCOL, Ending, Hello, Refused, Resume, Resumed, Watch, Welcome
 from balsamfut.model import CLOSED, TaskState
 
 S = TaskState
@@ -137,6 +137,9 @@ class Sessions:
         for number in message.tasks:
             task = self.book.find(number)
             if task is None:
+                session.endings.append(Ending(
+                    number, S.FAILED, error=f"task {number} is not in this site's database (any more): was the site's "
+                    "directory removed, or its database replaced?"))
                 continue
             self.book.watch(task, session.id)
             if task.state in CLOSED:

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import zmq
-from scripts import ROOT
+from fake_interchange import FakeInterchange
+from scripts import ROOT, run
 from waiting import open_gate, pass_gate, reached, until
 
-from balsamfut import Executor
+from balsamfut import Executor, TaskState, app
+from balsamfut.errors import InvalidOption, JoinError, SerializationError
 from balsamfut.messages import (
     PROTOCOL,
     Beat,
@@ -26,8 +28,10 @@ from balsamfut.messages import (
     Keep,
     KillTasks,
     Message,
+    Refused,
     Reports,
     Resume,
+    Settled,
     Started,
     Submit,
     ToClient,
@@ -141,3 +145,113 @@ def test_noise_at_the_doors_does_not_end_the_interchange(ex: Executor) -> None:
             socket.connect(said(ex)[door])
             socket.send_multipart([b"", b"\xff" * 100, bytes(range(256)) * 10, b"\xc1"])
             socket.close(linger=500)
+
+
+# ---- values and words that cannot travel
+
+
+@app
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
+
+
+def test_values_of_returned_futures_that_nest_without_end_fail_their_task_alone(ex: Executor) -> None:
+    value = ex.submit(nested, 100).result(20)
+    for _ in range(100):
+        (value,) = value
+    assert value == 0
+    with pytest.raises(JoinError, match="deep"):
+        ex.submit(nested, 300).result(20)
+
+
+@pytest.mark.parametrize("options", [{"priority": 10**30}, {"retries": 1 << 63}, {"memory": 1 << 70},
+                                     {"memory": "99999999999TB"}, {"tags": {"a": "\udc80"}}, {"workdir": "\udcff"},
+                                     {"name": "\ud800"}], ids=str)
+def test_options_that_cannot_be_recorded_are_refused(ex: Executor, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        ex.options(**options)
+
+
+@app.shell("echo {{ word }}")
+def say(word: str) -> None: ...
+
+
+def test_a_command_that_utf_8_cannot_write_fails_its_own_call(ex: Executor) -> None:
+    with pytest.raises(SerializationError, match="UTF-8"):
+        ex.submit(say, "\udc80").result(20)
+
+
+def test_variables_and_arguments_that_are_not_utf_8_do_not_keep_a_script_from_running(tmp_path: Path) -> None:
+    source = """
+        import os, sys
+        from balsamfut import Executor
+        with Executor() as ex:
+            print(ex.submit(os.getenv, "PLAIN").result(20), len(sys.argv))
+        """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ODD", "\udcff")
+        patch.setenv("PLAIN", "ü")
+        ran = run(source, tmp_path, "\udcfe")
+    assert (ran.code, ran.out) == (0, "ü 2\n"), ran.err
+
+
+def test_a_working_directory_that_is_not_utf_8_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    odd = tmp_path / "lat\udce9n"
+    odd.mkdir()
+    ran = run("from balsamfut import Executor\nExecutor()\n", odd)
+    assert ran.code == 1
+    assert "InvalidOption" in ran.err.splitlines()[-1] and "UTF-8" in ran.err.splitlines()[-1]
+
+
+# ---- leaving, and being given up
+
+
+def test_what_a_script_detaches_runs_to_its_end_without_it(tmp_path: Path) -> None:
+    source = """
+        import time
+        from balsamfut import Executor
+        def slow(name):
+            time.sleep(0.15)
+            open(name, "w").close()
+        ex = Executor(max_workers=2)
+        for number in range(8):
+            ex.submit(slow, f"done-{number}")
+        ex.detach()
+        """
+    assert run(source, tmp_path).code == 0
+    assert len(list(tmp_path.glob("done-*"))) < 8
+    until(lambda: len(list(tmp_path.glob("done-*"))) == 8)
+    until(lambda: not (tmp_path / ".balsamfut" / "interchange.json").exists())
+
+
+def test_a_session_that_the_interchange_had_given_up_comes_back(tmp_path: Path) -> None:
+    fake = FakeInterchange(tmp_path, hold=True)
+    try:
+        with Executor(site=tmp_path) as own:
+            running = own.submit(double, 4)
+            assert running.task_id
+            fake.say(Refused("InterchangeLost", "this interchange does not know you"))
+            fake.wait(lambda: len(fake.of(Hello)) == 2)
+            assert len({hello.token for hello in fake.of(Hello)}) == 1
+            fake.release()
+            assert running.result(20) == 8
+    finally:
+        fake.stop()
+
+
+def test_watching_a_task_that_the_database_does_not_have_is_answered(ex: Executor) -> None:
+    link, poller = Link(said(ex)["clients"], ToClient), Poller()
+    poller.register(link)
+    link.send(Hello(PROTOCOL, "watcher", None, os.getpid(), os.uname().nodename, observer=True))
+    link.send(Watch([5_555_555]))
+    heard: list[Any] = []
+
+    def answered() -> bool:
+        heard.extend(link.receive(10))
+        return any(isinstance(message, Settled) for message in heard)
+
+    until(answered)
+    (ending,) = next(message for message in heard if isinstance(message, Settled)).endings
+    assert ending.state is TaskState.FAILED and "database" in ending.error
+    poller.unregister(link)
+    link.close()
