@@ -80,6 +80,7 @@ class Attempts:
         for task in [task for task in pilot.held.values() if task.id not in kept]:
             self.give_back(pilot, task, now)
         book.send_pilot(pilot, Enrolled(0, [held for held in message.held if held[0] not in kept]))
+        self.flow.order_again(pilot)
         if pilot.stopping:      # it was told to stop before it could hear
             book.send_pilot(pilot, Stop(0.0))
 
@@ -338,7 +339,10 @@ class Attempts:
         self.flow.ready(task, now, first=True)
 
     def not_started(self, task: Task, report: Exited, now: float) -> None:
-        """The launcher or the node refused: not the task's fault, tried again after a while."""
+        """The launcher or the node refused: not the task's fault, tried again after a while, if it is still wanted."""
+        if task.id in self.flow.pending:
+            self.again(task, now)
+            return
         count = self.faults.get(task.id, 0) + 1
         if count >= LAUNCHES:
             self.faults.pop(task.id, None)

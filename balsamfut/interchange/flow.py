@@ -13,7 +13,7 @@ from balsamfut.interchange import dag
 from balsamfut.interchange.book import Book, Pilot, Session
 from balsamfut.interchange.matcher import ReadyQueues
 from balsamfut.interchange.records import Task
-from balsamfut.messages import Answer
+from balsamfut.messages import Answer, Return
 from balsamfut.model import CLOSED, AppKind, Joined, Payload, TaskState
 from balsamfut.serialize import BARE_SLOT, error_payload
 
@@ -137,6 +137,8 @@ class Flow:
         if task.state not in CLOSED and task.state is not S.HELD:
             self.book.move(task, S.HELD)
             task.reason = reason
+        if task.id in self.pending:
+            self.answer(task.id, False)
 
     def mark_parent(self, parent: int) -> None:
         """A task that calls apps may wait for them: it is not counted against what its pilot may hold."""
@@ -159,6 +161,15 @@ class Flow:
     def is_ending(self, task: int) -> bool:
         """Somebody waits for this task to be cancelled or killed."""
         return task in self.pending
+
+    def order_again(self, pilot: Pilot) -> None:
+        """A pilot is back: what was to end while it was away."""
+        for task in [task for task in pilot.held.values() if task.id in self.pending]:
+            if any(kill for _, _, kill in self.pending[task.id]):
+                pilot.kills.append((task.id, task.attempt))
+                self.book.loaded.add(pilot.id)
+            else:
+                self.book.send_pilot(pilot, Return(0, [task.id]))
 
     def started(self, task: int) -> None:
         """A task has started, so whoever wanted to cancel it is told no."""

@@ -1,0 +1,40 @@
+"""The interchange's brain where orders and losses cross."""
+
+from __future__ import annotations
+
+from interchange_world import Harness
+
+from balsamfut.messages import Cancel, Fault, KillTasks, Watch
+from balsamfut.model import TaskState
+
+
+def test_a_task_that_is_to_be_killed_is_not_tried_again_when_it_could_not_be_started() -> None:
+    h = Harness()
+    pilot = h.new_pilot()
+    h.submit()
+    h.turn()
+    request = h.ask(KillTasks, [1])
+    h.finish_task(pilot, 1, Fault.LAUNCHER)     # said before the order came
+    h.turn()
+    assert h.answers == {request: [True]}
+    assert h.settled == {1: TaskState.CANCELLED}
+
+
+def test_orders_to_a_pilot_that_is_away_are_given_when_it_is_back() -> None:
+    h = Harness()
+    pilot = h.new_pilot()
+    h.submit()
+    h.submit()
+    h.turn()
+    h.start_task(pilot, 1)
+    h.turn()
+    h.start()                                   # a new interchange, which the client finds before the pilot does
+    h.client(Watch([1, 2]))
+    kill, cancel = h.ask(KillTasks, [1]), h.ask(Cancel, [2])
+    h.turn()
+    assert h.answers == {}
+    h.enrol(pilot)
+    h.turn()
+    h.turn()
+    assert h.answers == {kill: [True], cancel: [True]}
+    assert h.settled == {1: TaskState.CANCELLED, 2: TaskState.CANCELLED}
