@@ -137,6 +137,8 @@ class Book:
         self.active: set[int] = set()                    # campaigns whose tasks may run
         self.sessions: dict[int, Session] = {row.id: Session(row) for row in world.sessions}
         self.tokens: dict[str, Session] = {s.row.token: s for s in self.sessions.values()}
+        for session in self.sessions.values():
+            session.looks_up = True                      # what it called before may be known by its keys alone
         self.peers: dict[bytes, Session] = {}
         self.pilots: dict[int, Pilot] = {row.id: Pilot(row) for row in world.pilots}
         self.pilot_peers: dict[bytes, Pilot] = {}

@@ -244,6 +244,23 @@ def test_a_rerun_finds_what_is_done_and_tries_the_rest_again() -> None:
     assert h.launched == {1: [1], 2: [1, 2], 3: [1]}
 
 
+@pytest.mark.parametrize("crash", ["before commit", "after commit"])
+def test_a_rerun_finds_its_tasks_although_its_interchange_is_killed(crash: str) -> None:
+    h = Harness()
+    pilot = h.new_pilot()
+    h.submit(key=b"a")
+    run(h)
+    h.token, h.next_n, h.ids = "another", 1, {}
+    h.hello()
+    h.submit(key=b"a")
+    h.submit(key=b"b")
+    h.turn(crash=crash)
+    h.restart()
+    h.turn()
+    assert h.ids == {1: 1, 2: 2}
+    assert list(pilot.held) == [2] and h.launched[1] == [1]
+
+
 def test_a_task_that_was_running_when_pilots_were_lost_is_poison_in_the_end() -> None:
     h = Harness()
     h.submit(retries=2)
