@@ -17,6 +17,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -213,4 +214,4 @@ class Poller:
     def poll(self, seconds: float) -> list[Any]:
         """The registered objects that are readable, waiting up to so many seconds (negative: for ever) for one."""
         objects = self._objects
-        return [objects[key] for key, _ in self._poller.poll(-1 if seconds < 0 else round(seconds * 1000))]
+        return [objects[key] for key, _ in self._poller.poll(-1 if seconds < 0 else ceil(seconds * 1000))]

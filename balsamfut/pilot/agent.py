@@ -65,6 +65,8 @@ GATHER: Final = 0.0003
 """Seconds to wait for more when much is going on: one message for many results."""
 MUCH: Final = 8
 """Reports of one turn that mean that much is going on."""
+SPACING: Final = 0.003
+"""Seconds between reports while there is more to do than these could bring."""
 FAREWELL: Final = 3.0
 """Seconds for the interchange to acknowledge the last reports."""
 STOP_GRACE: Final = 3.0
@@ -86,6 +88,7 @@ class Agent:
         cores = len(platform.node.cores)
         self.core = self.desk.core = Core(Packer(platform.node, names), self.desk.binding, error_payload,
                                           cores=cores * options.nodes, node_cores=cores)
+        self._plenty = MUCH + 2 * cores * options.nodes    # attempts that are more than run here, and as many again
         self.guardian = start_guardian(options.token)
         self.processes = Processes()
         self.squad = Squad(self.desk, self.processes)
@@ -94,7 +97,7 @@ class Agent:
         self.asked_to_stop = False
         self.done = ""               # the reason, once nothing is left
         self.abandoned = False       # nobody is to be told
-        self._tick = self._beat = self._sample = now
+        self._tick = self._beat = self._sample = self._reported = now
         for readable in (self.squad.fileno(), *self.processes.fds(), self.waker):
             self.poller.register(readable)
 
@@ -125,6 +128,8 @@ class Agent:
             due = min(due, timer + 0.001)
         if self.core.limited:
             due = min(due, self._sample + SAMPLE)
+        if self.core.outbox.waiting:
+            due = min(due, self._reported + SPACING)
         return max(0.0, due - now)
 
     def turn(self, now: float) -> None:
@@ -142,7 +147,7 @@ class Agent:
             self.asked_to_stop = False
             self.handle(Stop(STOP_GRACE), now)
         self.perform(self.core.plan(now), now)
-        self.report()
+        self.report(now)
 
     def hear(self, message: Message, now: float) -> None:
         if isinstance(message, Launch):
@@ -239,10 +244,14 @@ class Agent:
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
 
-    def report(self) -> None:
+    def report(self, now: float) -> None:
+        """Say what is new; while there is much to do for long, only so often: each message is a turn of others, too."""
+        if now - self._reported < SPACING and len(self.core.attempts) > self._plenty:
+            return
         message = self.core.outbox.pack()
         if message is None:
             return
+        self._reported = now
         faults.point("pilot.report.before")
         self.uplink.send(message)
         faults.point("pilot.report.after")

@@ -71,7 +71,7 @@ def plan(resources: Resources, placement: Placement, platform: Platform, names: 
     job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend)
     words = ["/bin/bash", "-c", command] if isinstance(command, str) else command
     if resources.serial:
-        return _serial(job, words, env, preamble)
+        return _serial(job, command, words, env, preamble)
     chosen = launcher or platform.launcher
     if chosen.flavour not in dialects.RANK:
         raise InvalidOption(f"platform {platform.name!r} has the MPI launcher {chosen.flavour!r}; "
@@ -118,12 +118,14 @@ def _exports(variables: Mapping[str, str]) -> str:
     return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 
-def _serial(job: _Job, words: list[str], env: dict[str, str], preamble: str) -> Plan:
+def _serial(job: _Job, command: str | list[str], words: list[str], env: dict[str, str], preamble: str) -> Plan:
     rank = job.placement.nodes[0].ranks[0]
     mine = {**job.common(env), **job.of_rank(rank, job.mode(env))}
     env.update(mine)
     if preamble:   # which may load modules that set these variables in their own way
-        words = ["/bin/bash", "-c", f'{preamble}\n{_exports(mine)}\nexec "$@"', "balsamfut", *words]
+        before = f"{preamble}\n{_exports(mine)}\n"
+        words = (["/bin/bash", "-c", before + command] if isinstance(command, str)     # with its functions and aliases
+                 else ["/bin/bash", "-c", before + 'exec "$@"', "balsamfut", *words])
     cores = job.platform.node.threads(rank.cores, job.resources.threads_per_core) if job.bind else None
     return Plan(words, env, cores)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus
 from balsamfut.provider.local import LocalProvider
 
 NOW = 1000.0
+_unread: WeakKeyDictionary[LocalProvider, list[BlockStatus]] = WeakKeyDictionary()
 
 
 @pytest.fixture
@@ -40,12 +42,15 @@ def bash(text: str) -> tuple[str, ...]:
 
 
 def until(provider: LocalProvider, state: BlockState, now: float = NOW) -> BlockStatus:
-    """Poll as a loop does, by descriptor, until a block is in this state."""
+    """Poll as a loop does, by descriptor, until a block is in this state; what else came is kept for the next call."""
+    kept = _unread.setdefault(provider, [])
     for _ in range(20):
-        assert select.select(provider.fds(), [], [], 10)[0], f"nothing came while waiting for {state!r}"
-        for status in provider.poll(now):
+        for status in kept:
             if status.state == state:
+                kept.remove(status)
                 return status
+        assert select.select(provider.fds(), [], [], 10)[0], f"nothing came while waiting for {state!r}"
+        kept += provider.poll(now)
     raise AssertionError(f"no block became {state!r}")
 
 

@@ -312,7 +312,7 @@ def spins(path: str) -> None:
 
 def test_walltime_ends_the_worker_with_all_its_descendants(play: Interchange, tmp_path: Path) -> None:
     others = play.launch(*[play.item(play.app(naps), 0.4) for _ in range(3)])
-    task = play.run(play.app(spins, walltime=0.3), str(tmp_path / "flag"))
+    task = play.run(play.app(spins, walltime=2.0), str(tmp_path / "flag"))     # seconds enough to start a child
     assert isinstance(play.error(task), WalltimeExceeded) and play.end(task).fault is Fault.WALLTIME
     assert not Path("/proc", (tmp_path / "flag").read_text()).exists()
     assert [play.value(other) for other in others] == [0.4] * 3

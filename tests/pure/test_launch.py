@@ -91,8 +91,9 @@ def test_a_preamble_runs_in_the_same_shell_and_cannot_change_the_mask() -> None:
         "/bin/bash", "-c",
         ("module load frameworks\n"
          "export ZE_ENABLE_PCI_ID_DEVICE_ORDER=1 ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE BALSAMFUT_CORES=1"
-         ' ZE_AFFINITY_MASK=0.0\nexec "$@"'),
-        "balsamfut", "/bin/bash", "-c", "echo hi"]
+         ' ZE_AFFINITY_MASK=0.0\necho hi')]
+    plan = planned(Resources(gpu_shares=TILE), command=["prog", "-x"], preamble="module load frameworks")
+    assert plan.argv[2].endswith('ZE_AFFINITY_MASK=0.0\nexec "$@"') and plan.argv[3:] == ["balsamfut", "prog", "-x"]
 
 
 # ---- MPI
