@@ -102,6 +102,8 @@ class Core:
     # ---- what must be read first
 
     def wanted_client(self, peer: bytes, message: Message) -> Wanted | None:
+        if lacking := self.requests.found.lacking:
+            return Wanted(tasks=lacking)
         want = Wanted()
         if isinstance(message, Submit):
             session = self.book.peers.get(peer)
@@ -125,6 +127,8 @@ class Core:
 
     def wanted_pilot(self, peer: bytes, message: Message) -> Wanted | None:
         """Tasks that a pilot speaks of and that are not at hand: those of campaigns that nobody is running now."""
+        if lacking := self.requests.found.lacking:
+            return Wanted(tasks=lacking)
         if isinstance(message, Reports):
             tasks, recent = self.book.tasks, self.book.recent
             ids = {r.task for r in message.reports if r.task not in tasks and r.task not in recent}
@@ -145,8 +149,7 @@ class Core:
         mine.calls.update(found.calls)
         mine.keys.update(found.keys)
         mine.cached.update(found.cached)
-        loaded = [*found.tasks, *found.calls.values(), *found.keys.values()]
-        mine.missing |= want.tasks - {task.id for task in loaded}
+        loaded = mine.complete(want, [*found.tasks, *found.calls.values(), *found.keys.values()], self.book)
         here = {s.id for s in self.book.sessions.values() if s.peer is not None or (token and s.row.token == token)}
         if want.campaign is not None:
             woken = ({want.campaign} if want.campaign else set(self.book.campaigns)) - self.book.active
@@ -196,6 +199,7 @@ class Core:
         session = self.sessions.hello(peer, message, now)
         if session is None:
             return
+        self.alone_since = now      # whoever comes is given the time to say what for
         if self.config.embedded and not message.observer and not message.parent:
             self.reshape(message)
         self.sessions.welcome(session)

@@ -42,9 +42,22 @@ class Found:
     tasks: list[Task] = field(default_factory=list)                     # those that were asked for by id or campaign
     looked: bool = False                                                # calls, keys and cached are complete
     missing: set[int] = field(default_factory=set)                      # tasks that the database does not have
+    lacking: set[int] = field(default_factory=set)                      # what tasks that were read need ...
+    apart: dict[int, Task] = field(default_factory=dict)                # ... those tasks, until it is there
     calls: dict[int, Task] = field(default_factory=dict)
     keys: dict[tuple[bytes, int], Task] = field(default_factory=dict)
     cached: dict[bytes, Task] = field(default_factory=dict)
+
+    def complete(self, want: Wanted, loaded: list[Task], book: Book) -> list[Task]:
+        """The tasks that were read, once all that they wait for is there too: they are linked to it when adopted."""
+        loaded = [*self.apart.values(), *loaded]
+        ids = {task.id for task in loaded}
+        self.missing |= want.tasks - ids
+        self.lacking = {need for task in loaded if task.state not in CLOSED
+                        for need in (*task.spec.needs, *(task.joins or ()))
+                        if need not in ids and book.find(need) is None} - self.missing
+        self.apart = {task.id: task for task in loaded} if self.lacking else {}
+        return [] if self.lacking else loaded
 
 
 class Requests:

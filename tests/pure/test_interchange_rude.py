@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interchange_world import Harness
 
-from balsamfut.messages import Cancel, Fault, KillTasks, Watch
+from balsamfut.messages import Cancel, Exited, Fault, KillTasks, Watch
 from balsamfut.model import TaskState
 
 
@@ -38,3 +38,25 @@ def test_orders_to_a_pilot_that_is_away_are_given_when_it_is_back() -> None:
     h.turn()
     assert h.answers == {kill: [True], cancel: [True]}
     assert h.settled == {1: TaskState.CANCELLED, 2: TaskState.CANCELLED}
+
+
+def test_a_task_that_is_read_alone_waits_for_what_it_needs() -> None:
+    h = Harness()
+    pilot = h.new_pilot()
+    for needs in ((), (), (-2,), (-3,)):        # 1 returns the future of 4, which needs 3, which needs 2
+        h.submit(needs)
+    h.turn()
+    h.campaign, h.token = "another", "another"  # after a restart nobody runs the campaign at first
+    h.start()
+    pilot.held.pop(1)
+    h.enrol(pilot)
+    h.say(pilot, [Exited(1, 1, Fault.NONE, b"template", h.now, h.now, "0:0", joins=[4])])
+    h.turn()
+    assert [h.db.rows[task]["state"] for task in (1, 3, 4)] == [TaskState.WAITING] * 3
+    h.campaign, h.token = "campaign", "session"
+    h.hello()
+    h.client(Watch([1, 2, 3, 4]))
+    assert 4 not in h.launched
+    h.run_out()
+    assert {row["state"] for row in h.db.rows.values()} == {TaskState.DONE}
+    assert all(attempts == [1] for attempts in h.launched.values())
