@@ -111,9 +111,10 @@ class Agent:
         gc.set_threshold(100_000, 50, 100)
         self.enrol()
         while not self.done:
-            if self.waker in self.poller.poll(self.patience()):
+            readable = self.poller.poll(self.patience())
+            if self.waker in readable:
                 self.waker.clear()
-            self.turn(time.time())
+            self.turn(time.time(), self.uplink.link in readable)
         self.leave()
 
     def patience(self) -> float:
@@ -132,12 +133,13 @@ class Agent:
             due = min(due, self._reported + SPACING)
         return max(0.0, due - now)
 
-    def turn(self, now: float) -> None:
+    def turn(self, now: float, told: bool) -> None:
+        """told: the interchange has said something."""
         # What has ended comes first: an order to end it comes too late.
         for event in self.squad.listen():
             self.handle(event, now)
         self.reap(now)
-        for message in self.uplink.receive(256, now):
+        for message in self.uplink.receive(256, now) if told else ():
             self.hear(message, now)
         if now - self._tick >= TICK:
             self.tick(now)
@@ -255,7 +257,7 @@ class Agent:
         faults.point("pilot.report.before")
         self.uplink.send(message)
         faults.point("pilot.report.after")
-        if len(message.reports) >= MUCH:
+        if len(message.reports) >= MUCH and not self.core.planner.commands:    # whose places would be empty meanwhile
             time.sleep(GATHER)
 
     def leave(self) -> None:

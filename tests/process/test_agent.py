@@ -354,8 +354,10 @@ def test_tiles_of_a_pretended_machine_are_given_out_once(tmp_path: Path) -> None
         enrolled = play.enrolments[0]
         assert len(enrolled.nodes) == 2 and enrolled.tiles == 12 and enrolled.cores == 102
         # Each waits until all are there, so no tile can be given out a second time.
-        cls = play.shell(f"mkdir -p {tmp_path}/there; touch {tmp_path}/there/$BALSAMFUT_TASK_ID; echo $ZE_AFFINITY_MASK; "
-                         f"until [ $(ls {tmp_path}/there | wc -l) = 24 ]; do sleep 0.05; done",
+        there = tmp_path / "there"
+        there.mkdir()
+        cls = play.shell(f"echo $ZE_AFFINITY_MASK; touch {there}/$BALSAMFUT_TASK_ID; "
+                         f"until [ $(ls {there} | wc -l) = 24 ]; do sleep 0.05; done",
                          resources=Resources(gpu_shares=10_000))
         tasks = play.launch(*[play.item(cls) for _ in range(24)])
         said = [read(play.value(task).stdout).strip() for task in tasks]
