@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from fake_interchange import FakeInterchange
 from store_samples import surroundings, task
+from waiting import until
 
 from balsamfut import cli, messages, schema, serialize
 from balsamfut.cli import resuming
@@ -397,6 +398,7 @@ def test_kill_and_cancel_tell_for_each_task_whether_it_was_ended(store: Store, r
     keeper.states = {1: S.READY, 2: S.DONE}
     code, out, _ = run("task", "kill", "2", "1", "2")
     assert code == 1 and re.search(r"2 +not killed: it is DONE", out) and re.search(r"1 +killed", out)
+    until(lambda: keeper.of(messages.KillTasks))
     assert keeper.of(messages.KillTasks)[0].refs == [2, 1]
     keeper.states[1] = S.READY
     code, out, _ = run("task", "cancel", "1", "--json")
