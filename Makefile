@@ -22,7 +22,7 @@ demo: $(VENV)/.demo
 	$(RUN) $(BIN)/python examples/hello_affinity.py
 
 test: $(VENV)/.test
-	$(RUN) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(VENV)/.demo
 	$(RUN) $(BIN)/python bench/run.py $(ARGS)

@@ -59,6 +59,8 @@ TICK: Final = 0.01
 """Seconds between looks at the cells of workers whose task may be a long one."""
 BEAT: Final = 1.0
 """Seconds between signs of life, and between looks at the connection file."""
+IDLE_GRACE: Final = 2.0
+"""Seconds that a pilot with nothing in hand waits for an interchange."""
 SAMPLE: Final = 0.5
 """Seconds between looks at the memory of tasks that are limited."""
 GATHER: Final = 0.0003
@@ -196,10 +198,16 @@ class Agent:
             self.enrol()
         elif self.uplink.away is None:
             self.uplink.send(PilotBeat())
-        elif now - self.uplink.away > self.options.orphan_grace and not self.abandoned:
+        elif now - self.uplink.away > self.grace() and not self.abandoned:
             log.warning("no interchange for %g s: ending everything", now - self.uplink.away)
             self.abandoned = True
             self.handle(Stop(0.0), now)
+
+    def grace(self) -> float:
+        """Seconds to go on without an interchange: with nothing in hand there is little to go on for."""
+        most: float = self.options.orphan_grace
+        idle = not self.core.attempts and not self.core.outbox.unacknowledged
+        return min(IDLE_GRACE, most) if idle else most
 
     # ---- effects
 
@@ -301,7 +309,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--cores", type=int, default=None, help="of a workstation")
     parser.add_argument("--pretend", action="store_true", help="the nodes do not exist: bind nothing")
-    parser.add_argument("--orphan-grace", type=float, default=15.0, help="seconds to go on without an interchange")
+    parser.add_argument("--orphan-grace", type=float, default=8.0, help="seconds to go on without an interchange")
     return parser.parse_args(argv)
 
 

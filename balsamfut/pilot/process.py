@@ -253,9 +253,14 @@ class Processes:
         return guardian.end(lambda rows: self._members(rows, attempts), patience) if attempts else []
 
     def signal(self, key: Hashable, number: int) -> None:
-        """Send a signal to all processes of an attempt; one that is over is no error."""
+        """Send a signal to all processes of an attempt; one that is over is no error.
+
+        The one that we started comes first: it shall not go on as if nothing had been, because its children ended.
+        """
         attempt = self._attempts.get(key)
-        for pid in self._members(guardian.table(), [attempt]) if attempt is not None else ():
+        if attempt is None:
+            return
+        for pid in sorted(self._members(guardian.table(), [attempt]), key=lambda pid: pid != attempt.pid):
             try:
                 os.kill(pid, number)
             except OSError:  # it has ended meanwhile, or has become another user

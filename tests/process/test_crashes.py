@@ -1,7 +1,7 @@
-"""kill -9 of script, interchange and pilot at every numbered commit and send point: nothing is lost, nothing is run again.
+"""kill -9 of script, interchange and pilot at every numbered commit and send point: nothing is lost or run again.
 
-The points are counted beforehand by a run that is left alone.  A killed interchange or pilot is replaced while the script
-waits; a killed script is run again, or its campaign is resumed.  What ran is counted by marks that tasks leave in a file.
+The points are counted beforehand by a run that is left alone.  A killed interchange or pilot is replaced while the
+script waits; a killed script is run again, or its campaign is resumed.  Marks that tasks leave in a file tell what ran.
 """
 
 from __future__ import annotations
