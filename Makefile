@@ -1,7 +1,7 @@
 # Everything here needs make and Python >= 3.11 with venv, and nothing else.  What is installed goes into .venv.
 #
 #   make demo    install, and run the main example
-#   make test    install with the tests' needs, and run all tests (ARGS="-k name" chooses, JOBS=1 one by one)
+#   make test    install with the tests' needs, and run all tests (ARGS="-k name" chooses)
 #   make bench   install, and print the table of benchmarks
 #   make lint    ruff, mypy and the import contract
 #   make clean   remove .venv and what tools left behind
@@ -11,8 +11,6 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: demo test bench lint clean
 
-# Tests mostly wait for processes to start and end, so more run side by side than there are cores.
-JOBS ?= 3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 RUN := PATH="$(BIN):$$PATH"
@@ -22,7 +20,7 @@ demo: $(VENV)/.demo
 	$(RUN) $(BIN)/python examples/hello_affinity.py
 
 test: $(VENV)/.test
-	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(RUN) $(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.demo
 	$(RUN) $(BIN)/python bench/run.py $(ARGS)
