@@ -101,10 +101,10 @@ class FakeInterchange:
             while self._do:
                 self._do.pop(0)()
             for peer, message in self.door.receive(100):
-                with self._changed:      # before anybody hears of the answer
+                self._handle(peer, message)
+                with self._changed:
                     self.got.append(message)
                     self._changed.notify_all()
-                self._handle(peer, message)
         self.door.close(0.5)
 
     def _handle(self, peer: bytes, message: Any) -> None:

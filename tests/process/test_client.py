@@ -214,6 +214,7 @@ def test_calls_of_a_named_campaign_have_keys_and_count_their_equals(start: Start
     with Executor("scan", site=fake.site) as ex:
         futures = [ex.submit(square, 1), ex.submit(square, 2), ex.submit(square, 1)]
         assert ex.campaign == "scan"
+    until(lambda: fake.of(m.Submit))
     specs = [spec for message in fake.of(m.Submit) for spec in message.specs]
     assert specs[0].key == specs[2].key != specs[1].key and specs[0].key is not None
     assert [spec.occurrence for spec in specs] == [0, 0, 1]
@@ -564,6 +565,7 @@ def test_a_task_has_an_executor_of_its_own_that_ends_with_it(
     own, named = fake.hellos[1:]
     assert (own.parent, own.attempt) == (50, 2) and own.token != named.token
     assert own.token == "task-50.2.1", "the same for every process that makes this attempt"
+    until(lambda: fake.of(m.Submit))
     specs = [spec for message in fake.of(m.Submit) for spec in message.specs]
     assert specs[0].key == specs[1].key and [spec.occurrence for spec in specs[:2]] == [0, 1]
 
