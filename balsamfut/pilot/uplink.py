@@ -70,7 +70,8 @@ class Uplink:
         if found is not None:
             there = self._alive(found, now)
         else:   # it has not said yet where it is, or it is ending; our starter's end makes us another's child
-            there = now - self.heard < SILENCE and self._starter in (0, os.getppid())
+            process = self._alive(self.known) if self.known is not None else self._starter in (0, os.getppid())
+            there = now - self.heard < SILENCE and process
         if there:
             self.away = None
         elif self.away is None:
