@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from balsamfut import connection
 from balsamfut.cli import common, output
 from balsamfut.errors import InterchangeLost, UsageError
 from balsamfut.executor import local
@@ -22,8 +23,8 @@ def end(site: Path, tasks: Sequence[int], *, kill: bool) -> list[bool]:
     Raises InterchangeLost where no interchange runs (then nothing can be ended: only the interchange writes), or where
     it goes away before it answers.
     """
-    found = local.read(site)
-    if found is None or not local.alive(found):
+    found = connection.read(site)
+    if found is None or not found.alive:
         raise InterchangeLost(f"no interchange runs for {site}, so no task of it is running, and none can be ended; "
                               "`balsamfut resume`, or a script, starts one")
     poller = Poller()

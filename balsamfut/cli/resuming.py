@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from balsamfut import connection
 from balsamfut.cli import output
 from balsamfut.cli.progress import SHARE, Progress, progress
+from balsamfut.connection import runs
 from balsamfut.errors import InterchangeLost, SiteError
 from balsamfut.executor import local
 from balsamfut.executor.deliver import error_named
@@ -66,7 +68,7 @@ def wanted_by(reader: Reader, campaign: str) -> local.Wanted:
 def wait_for_end(site: Path) -> None:
     """Wait for the interchange, if there is one, to end after its last client; one that somebody else uses stays."""
     deadline = time.monotonic() + PATIENCE
-    while (found := local.read(site)) is not None and local.alive(found) and time.monotonic() < deadline:
+    while (found := connection.read(site)) is not None and found.alive and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -214,15 +216,5 @@ class Resumption:
     def has_script(self) -> bool:
         """The newest script of one of these campaigns is running, as far as can be told from here."""
         sessions = [self.reader.newest_session(name) for name in self.plan.campaigns]
-        return any(each is not None and each.closed is None and (each.host != os.uname().nodename or _runs(each.pid))
+        return any(each is not None and each.closed is None and (each.host != os.uname().nodename or runs(each.pid))
                    for each in sessions)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

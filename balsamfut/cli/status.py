@@ -6,6 +6,7 @@ import time
 
 import click
 
+from balsamfut import connection
 from balsamfut.cli import common, output
 
 
@@ -17,11 +18,9 @@ def command(site: str | None, as_json: bool) -> None:
 
     With --json: {"status": {"site", "interchange" (null: none runs), "pilots", "states"}}.
     """
-    from balsamfut.executor import local
-
     directory = common.find_site(site)
-    connection = local.read(directory)
-    running = connection if connection is not None and local.alive(connection) else None
+    found = connection.read(directory)
+    running = found if found is not None and found.alive else None
     with common.open_reader(directory) as reader:
         states = reader.count()
         pilots = [pilot for pilot in reader.pilots() if pilot.ended is None] if running else []

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from balsamfut import faults
+from balsamfut import connection, faults
+from balsamfut.connection import Connection
 from balsamfut.errors import InterchangeLost
 from balsamfut.executor import local
 from balsamfut.executor.deliver import error_named
@@ -86,13 +87,13 @@ class Line:
             time.sleep(0.1 * 2 ** attempt)
         raise AssertionError("the last try raised")
 
-    def _open(self, connection: local.Connection) -> None:
-        self._connection = connection
-        self._link = Link(connection.clients, ToClient)
+    def _open(self, found: Connection) -> None:
+        self._connection = found
+        self._link = Link(found.clients, ToClient)
         self._poller.register(self._link)
         self.up = True
         try:
-            self._pidfd = os.pidfd_open(connection.pid)
+            self._pidfd = os.pidfd_open(found.pid)
             self._poller.register(self._pidfd)
         except OSError:  # it has gone already, or this kernel has none: then beats find out
             self._pidfd = -1
@@ -123,7 +124,7 @@ class Line:
                     return message
                 if isinstance(message, Refused):
                     raise error_named(message.error, message.text)
-            if self._pidfd in readable or not local.alive(self._connection):
+            if self._pidfd in readable or not self._connection.alive:
                 break
         raise InterchangeLost(f"the interchange of {self.site} does not answer; see {self.site}/log/interchange.log")
 
@@ -146,8 +147,8 @@ class Line:
         """Give a sign of life; False where the interchange has gone or another has taken its place."""
         now = time.monotonic()
         self.next_beat = now + BEAT
-        found = local.read(self.site)
-        if not local.alive(self._connection) or (found is not None and found.epoch != self._connection.epoch):
+        found = connection.read(self.site)
+        if not self._connection.alive or (found is not None and found.epoch != self._connection.epoch):
             return False
         silent = now - self._heard > SILENCE
         self.tell(f"the interchange (process {self._connection.pid}) does not answer; waiting" if silent else "")

@@ -17,6 +17,8 @@ from typing import Final
 
 import msgspec
 
+from balsamfut import connection
+from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError
 from balsamfut.executor.deliver import error_named
 from balsamfut.messages import PROTOCOL
@@ -28,23 +30,7 @@ STARTS: Final = 3
 """So often an interchange is started that a signal ended before it was ready."""
 
 _children: set[int] = set()
-"""Interchanges that this process started: it has to reap them, or they would seem alive as zombies."""
-
-
-class Connection(msgspec.Struct, frozen=True):
-    """What the connection file says."""
-
-    pid: int
-    host: str
-    epoch: int
-    clients: str       # addresses of its two doors
-    pilots: str
-    protocol: int
-    started: float
-
-    @property
-    def here(self) -> bool:
-        return self.host == os.uname().nodename
+"""Interchanges that this process started, and has to reap."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -64,19 +50,6 @@ def site_directory(site: str | os.PathLike[str] | None) -> Path:
     return Path(site or os.environ.get("BALSAMFUT_SITE") or ".balsamfut").expanduser().absolute()
 
 
-def read(site: Path) -> Connection | None:
-    """The connection file, None where there is none or it is not whole."""
-    try:
-        return msgspec.json.decode((site / "interchange.json").read_bytes(), type=Connection)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def alive(connection: Connection) -> bool:
-    """The process is there, as far as can be told: of another machine's it cannot be."""
-    return not connection.here or _runs(connection.pid)
-
-
 _killed: set[int] = set()
 """Those of them that a signal ended."""
 
@@ -85,7 +58,7 @@ class _Killed(InterchangeLost):
     pass
 
 
-def _runs(pid: int) -> bool:
+def _there(pid: int) -> bool:
     if pid in _children:
         try:
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -96,21 +69,15 @@ def _runs(pid: int) -> bool:
                 return False
         except ChildProcessError:
             _children.discard(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return runs(pid)
 
 
 def find(site: Path) -> Connection:
     """The site's interchange, waiting for somebody to start it if there is none.  Raises as find_or_start() does."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        found = read(site)
-        if found is not None and alive(found):
+        found = connection.read(site)
+        if found is not None and found.alive:
             return _checked(site, found)
         if time.monotonic() > deadline:
             raise InterchangeLost(f"nobody has started an interchange for {site} in {PATIENCE:.0f} s")
@@ -123,12 +90,14 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
     Raises InterchangeLost where none can be reached or started, or the error that it said it could not start for
     (DatabaseTooNew, SettingsError, SiteTaken ...); ProtocolMismatch for one of another version.
     """
-    found = read(site)
-    if found is None or not alive(found):
+    for child in list(_children):
+        _there(child)
+    found = connection.read(site)
+    if found is None or not found.alive:
         make(site)
         with _turn(site):
-            found = read(site)  # somebody may have been faster
-            if found is None or not alive(found):
+            found = connection.read(site)  # somebody may have been faster
+            if found is None or not found.alive:
                 found = _start(site, wanted)
     return _checked(site, found)
 
@@ -211,8 +180,8 @@ def _await_start(site: Path, pid: int, log: Path, start: int) -> Connection:
     deadline = time.monotonic() + PATIENCE
     pause = 0.002
     while True:
-        running = _runs(pid)
-        found = read(site)
+        running = _there(pid)
+        found = connection.read(site)
         if found is not None and found.pid == pid:
             return found
         if not running:

@@ -14,32 +14,23 @@ from pathlib import Path
 
 import msgspec
 
+from balsamfut import connection
+from balsamfut.connection import Connection
 from balsamfut.errors import BalsamfutError, SiteTaken
 
 
-def announce(site: Path, said: dict[str, object]) -> None:
+def announce(site: Path, said: Connection) -> None:
     """Write the connection file."""
-    write_file(site / "interchange.json", msgspec.json.encode(said))
+    write_file(site / connection.NAME, msgspec.json.encode(said))
     (site / "interchange.error").unlink(missing_ok=True)
 
 
 def withdraw(site: Path) -> None:
     """Take the connection file away, if it is ours: nobody shall come any more."""
-    connection = site / "interchange.json"
-    with suppress(OSError, msgspec.DecodeError):
-        if msgspec.json.decode(connection.read_bytes())["pid"] == os.getpid():
-            connection.unlink()
-
-
-def runs(pid: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    found = connection.read(site)
+    if found is not None and found.here and found.pid == os.getpid():
+        with suppress(OSError):
+            (site / connection.NAME).unlink()
 
 
 def frames(data: bytes) -> list[bytes]:

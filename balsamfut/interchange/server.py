@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from balsamfut import faults, platforms, settings
+from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import LocalPilots
@@ -98,10 +99,9 @@ class Server:
 
     def announce(self) -> None:
         """Write the connection file: from here on clients and pilots find us."""
-        files.announce(self.site, {
-            "pid": os.getpid(), "host": os.uname().nodename, "epoch": self.store.epoch,
-            "clients": self.clients.address, "pilots": self.pilots.address, "protocol": PROTOCOL,
-            "started": self.clock.now()})
+        files.announce(self.site, Connection(
+            os.getpid(), os.uname().nodename, self.store.epoch, self.clients.address, self.pilots.address, PROTOCOL,
+            self.clock.now()))
 
     def inherit(self) -> None:
         """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
@@ -110,7 +110,7 @@ class Server:
         decoder = msgspec.msgpack.Decoder(Reports)
         for pilot in list(self.core.book.pilots.values()):
             path = self.site / "spool" / f"pilot-{pilot.id}"
-            alive = pilot.row.pid and pilot.row.host == os.uname().nodename and files.runs(pilot.row.pid)
+            alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
             if path.exists():
                 messages = [decoder.decode(frame) for frame in files.frames(path.read_bytes())]
                 for message in messages:
@@ -264,7 +264,7 @@ class Server:
         self.watched.keep(self.core.book.sessions)
         for pilot in list(self.core.book.pilots.values()):
             row = pilot.row
-            if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not files.runs(row.pid):
+            if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not runs(row.pid):
                 self.core.pilot_gone(row.id, "its process ended", now)
         self.core.tick(now)
         if self.core.sessions.stopping:

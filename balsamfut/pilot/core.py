@@ -3,7 +3,7 @@
 `handle(event, now)` takes a message of the interchange or an event of the agent and returns effects, to be performed in
 their order, at once; events that they bring (Stolen, Again) are handled before anything else.  `plan(now)` comes at the
 end of a turn and fills what is free.  Pure: no socket, process, file, clock or randomness; exceptions are pickled by a
-function that is given.  It knows workers and commands by number only, and never looks into a payload."""
+function that is given.  It knows workers and commands by number, and never looks into a payload."""
 
 from __future__ import annotations
 
@@ -126,11 +126,9 @@ class Core(Ledger):
         for key in message.attempts if isinstance(message, Kill) else message.drop:
             self._end(End(key, Fault.KILLED))
 
-    def _received(self, message: Received) -> None:
-        self.outbox.received(message.seq)
-
-    def _beat(self, message: BeatAck) -> None:
-        """Its arrival is all it says."""
+    def _received(self, message: Received | BeatAck) -> None:
+        if type(message) is Received:     # that the other arrived is all it says
+            self.outbox.received(message.seq)
 
     def _stop(self, message: Stop | Expelled) -> None:
         self.stopping = True
@@ -246,6 +244,7 @@ class Core(Ledger):
             self._over(attempt, attempt.cause)
         else:                                    # it was made ahead, or gave its slot back meanwhile
             self._queue.put_back([attempt])
+            self._queue.reopen()
 
     def _blocked(self, worker: Worker) -> None:
         """The task waits for another: its slot, and what is queued behind it, are for others."""
@@ -310,6 +309,8 @@ class Core(Ledger):
         self._crew.lose(worker)
         if worker.slot is not None:
             self.planner.release(worker.slot)
+        else:
+            self._queue.reopen()
         if worker.group is not None:
             worker.group.busy -= 1
         if worker in self.planner.returning:
@@ -393,6 +394,6 @@ class Core(Ledger):
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _kill,
-        Received: _received, BeatAck: _beat, Stop: _stop, Expelled: _stop, Halt: _halt, End: Ledger._end,
+        Received: _received, BeatAck: _received, Stop: _stop, Expelled: _stop, Halt: _halt, End: Ledger._end,
         Commanded: _commanded, Heard: _heard, Stolen: _stolen, WorkerGone: _worker_gone, Tick: _tick,
     }

@@ -60,6 +60,15 @@ class Crew:
         worker = self.workers[self._next] = Worker(self._next, kind)
         return worker, True
 
+    def idle(self, kind: Kind) -> Worker | None:
+        """An idle worker of this kind that can run something at once, taken."""
+        idle = self._idle.get(kind)
+        return idle.pop() if idle and idle[-1].ready else None
+
+    def full(self, kind: Kind) -> bool:
+        """None of this kind is idle, and there are as many workers as there are cores."""
+        return not self._idle.get(kind) and len(self.workers) >= self.cores + self.blocked
+
     def rest(self, worker: Worker) -> None:
         """It has nothing to do."""
         worker.group = None

@@ -20,8 +20,8 @@ PATIENCE: Final = 10.0
 QUICK: Final = 0.002
 """Seconds: commands that are made faster than this are made ahead ..."""
 
-AHEAD: Final = 16
-"""... so many of them."""
+AHEAD: Final = 32
+"""... so many of them, and more when half of them are used."""
 
 _REMEMBERED: Final = 4096
 
@@ -47,6 +47,7 @@ class Planner:
         self.hungry: dict[int, Worker] = {}       # workers whose hand went down in this turn
         self.watched: dict[int, Worker] = {}      # workers whose cells are to be looked at
         self.makers: dict[int, Worker] = {}       # workers that made a command in this turn and have nothing to do now
+        self.low: dict[int, Group] = {}           # groups of which few commands are made, by identity
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
         self.fresh: dict[Key, Attempt] = {}       # ... that are not known to run for long yet
@@ -72,7 +73,7 @@ class Planner:
         if self.returning:
             self._resume()
         self._fill()
-        if self.makers:
+        if self.makers or self.low:
             self._make_ahead()
         effects, self._effects = self._effects, []
         return effects
@@ -115,6 +116,8 @@ class Planner:
         slot, worker.slot = worker.slot, None
         if slot is not None:
             self.release(slot)
+        else:
+            self.queue.reopen()      # it made commands ahead, and others may have waited for it
         if worker.group is not None:
             worker.group.busy -= 1
         self.watched.pop(worker.id, None)
@@ -139,15 +142,28 @@ class Planner:
     def _make_ahead(self) -> None:
         """Commands that are made in no time are made before there is a place for them, so that it never waits."""
         makers, self.makers = self.makers, {}
+        low, self.low = self.low, {}
         for worker in makers.values():
             group = worker.group
             assert group is not None and not worker.hand
-            quick = group.makes and group.cost is not None and group.cost < QUICK and worker.victim is None
-            taken = self.queue.take_unmade(group, AHEAD) if quick else []
-            if taken:
-                self._put(worker, taken, None)
-            else:
+            low.pop(id(group), None)
+            if worker.victim is not None or not self._make(worker, group):
                 self.rest(worker)
+        for group in low.values():
+            idle = self.crew.idle((group.task_class.pool, ()))
+            if idle is not None:
+                idle.group = group
+                group.busy += 1
+                if not self._make(idle, group):
+                    self.rest(idle)
+
+    def _make(self, worker: Worker, group: Group) -> bool:
+        """Have a worker make commands of this group, in so far as they are quickly made and few are made."""
+        quick = group.makes and group.cost is not None and group.cost < QUICK
+        taken = self.queue.take_unmade(group, AHEAD) if quick and self.queue.few_made(group, AHEAD // 2) else []
+        if taken:
+            self._put(worker, taken, None)
+        return bool(taken)
 
     def _resume(self) -> None:
         """Blocked tasks that can go on have precedence over everything that is queued."""
@@ -175,8 +191,11 @@ class Planner:
                 starving, looked = queue.starving(self._now, PATIENCE), True
             if starving is not None and group is not starving and group.rank > starving.rank:
                 return
-            slot = self._place(group.resources)
             shelf = group.shelf
+            if self._in_the_making(group):
+                shelf.full = True        # until one is made, which takes less time than a worker takes to start
+                continue
+            slot = self._place(group.resources)
             if slot is None:
                 shelf.full = True
                 shelf.since = shelf.since or self._now
@@ -186,11 +205,19 @@ class Planner:
                 starving = None
             self._start(group, slot)
 
+    def _in_the_making(self, group: Group) -> bool:
+        """The next command is to be made, and all workers that could are making others ahead."""
+        return (group.queue[0].stage is Stage.PREPARE and group.makes and self.crew.full((group.task_class.pool, ()))
+                and any(worker.group is group and worker.slot is None and worker.hand and not worker.blocked
+                        for worker in self.crew.workers.values()))
+
     def _start(self, group: Group, slot: Slot) -> None:
         attempt = group.queue[0]
         if attempt.stage is None:
             self.queue.take(group, 1, None)
             self.command(attempt, slot)
+            if group.makes and self.queue.few_made(group, AHEAD // 2):
+                self.low[id(group)] = group
             return
         # Commands are prepared, and hooks run, in a worker that is not tied to a place.
         env = slot.env if group.in_worker else ()

@@ -219,6 +219,11 @@ class Queue:
             group.shelf.push(group)
         return taken
 
+    def few_made(self, group: Group, few: int) -> bool:
+        """Fewer commands than this are made, and there are others."""
+        queue = group.queue
+        return bool(queue) and queue[min(few, len(queue)) - 1].stage is not None
+
     def limit(self, group: Group) -> int | None:
         """Where in the order the next attempt of another group is that may fit too; None: there is none."""
         rank, found = group.rank[:2], None

@@ -9,33 +9,22 @@ import os
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from balsamfut.messages import PROTOCOL, Message, ToPilot
+from balsamfut import connection
+from balsamfut.connection import Connection, runs
+from balsamfut.messages import Message, ToPilot
 from balsamfut.wire import Link, Poller
 
 SILENCE: Final = 6.0
 """Seconds without a word after which an interchange that cannot be looked at counts as gone."""
 
 
-class Connection(msgspec.Struct):
-    """What `interchange.json` says."""
-
-    pid: int
-    host: str
-    epoch: int
-    clients: str
-    pilots: str
-    protocol: int = PROTOCOL
-
-
 class Uplink:
     """The link to the interchange that serves the site now."""
 
     def __init__(self, site: Path, address: str, poller: Poller, now: float) -> None:
-        self._file = site / "interchange.json"
+        self._site = site
         self._poller = poller
-        self.known = self._read()
+        self.known = connection.read(self._site)
         self._starter = os.getppid()      # the interchange that started us, until another has taken its place
         self.link = Link(address, ToPilot)
         self.heard = now                  # when the interchange last said something
@@ -56,7 +45,7 @@ class Uplink:
 
     def look(self, now: float) -> bool:
         """Look whether the interchange is still there; True: there is a new one, and the link leads to it."""
-        found = self._read()
+        found = connection.read(self._site)
         if found is not None and found.pilots != self.link.address and self._alive(found):
             self._poller.unregister(self.link)
             self.link.close()
@@ -78,24 +67,11 @@ class Uplink:
             self.away = now
         return False
 
-    def _read(self) -> Connection | None:
-        """None: there is no such file, or it is not whole."""
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Connection)
-        except (OSError, msgspec.DecodeError):
-            return None
-
     def _alive(self, found: Connection, now: float | None = None) -> bool:
         """An interchange of another host is alive while it speaks; one of this host while its process is there."""
-        if found.host != os.uname().nodename:
+        if not found.here:
             return now is None or now - self.heard < SILENCE
-        try:
-            os.kill(found.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return runs(found.pid)
 
     def send(self, message: Message) -> None:
         self.link.send(message)

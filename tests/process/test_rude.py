@@ -17,7 +17,10 @@ from scripts import ROOT, run
 from waiting import open_gate, pass_gate, reached, until
 
 from balsamfut import Executor, TaskState, app
+from balsamfut.connection import Connection
 from balsamfut.errors import InvalidOption, JoinError, SerializationError
+from balsamfut.executor import local
+from balsamfut.interchange import files
 from balsamfut.messages import (
     PROTOCOL,
     Beat,
@@ -222,6 +225,19 @@ def test_what_a_script_detaches_runs_to_its_end_without_it(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("done-*"))) < 8
     until(lambda: len(list(tmp_path.glob("done-*"))) == 8)
     until(lambda: not (tmp_path / ".balsamfut" / "interchange.json").exists())
+
+
+def test_an_interchange_that_is_dead_and_that_nobody_has_reaped_is_not_there(tmp_path: Path) -> None:
+    zombie = os.posix_spawn("/bin/true", ["true"], os.environ)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    try:
+        local.make(tmp_path / "site")
+        doors = [f"ipc://{tmp_path}/{name}" for name in ("clients", "pilots")]
+        files.announce(tmp_path / "site", Connection(zombie, os.uname().nodename, 1, *doors, PROTOCOL, 0.0))
+        with Executor(site=tmp_path / "site", max_workers=1) as own:
+            assert own.submit(double, 4).result(20) == 8
+    finally:
+        os.waitpid(zombie, 0)
 
 
 def test_a_session_that_the_interchange_had_given_up_comes_back(tmp_path: Path) -> None:

@@ -288,6 +288,21 @@ def test_commands_are_made_ahead_once_that_is_known_to_be_quick() -> None:
     assert len(world.exits) == 49
 
 
+def test_making_commands_ahead_starts_no_more_workers_than_there_are_cores() -> None:
+    world = World()
+    world.launch([world.make(number, 4) for number in range(1, 400)])
+    world.plan()
+    started = set(world.workers)
+    ran(world, 1e-4, 1)
+    while len(world.exits) < 399:
+        for key in list(world.commands):         # faster than a worker says what it has made
+            world.command_ends(key, Fault.NONE)
+            world.plan()
+            started |= set(world.workers)
+        ran(world, 1e-4, 1)
+    assert len(started) <= world.core._crew.cores
+
+
 def test_what_lies_behind_a_long_task_is_taken_back() -> None:
     world = World()
     world.launch([world.make(number, 0) for number in range(1, 5)])

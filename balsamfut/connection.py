@@ -1,0 +1,63 @@
+"""The connection file: which interchange serves a site, where it listens, and whether it is still there.
+
+The interchange writes it, clients, pilots and commands read it.  This module knows no messages.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+NAME = "interchange.json"
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """What the connection file says."""
+
+    pid: int
+    host: str
+    epoch: int
+    clients: str       # addresses of its two doors
+    pilots: str
+    protocol: int
+    started: float     # Unix time
+
+    @property
+    def here(self) -> bool:
+        """It runs on this host."""
+        return self.host == os.uname().nodename
+
+    @property
+    def alive(self) -> bool:
+        """Its process is there, as far as can be told: of another host's it cannot be."""
+        return not self.here or runs(self.pid)
+
+
+def read(site: Path) -> Connection | None:
+    """The connection file, None where there is none or it is not whole."""
+    try:
+        return msgspec.json.decode((site / NAME).read_bytes(), type=Connection)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this number runs on this host.
+
+    One that has ended does not, also while nobody has reaped it: where a container's first process reaps nobody, that
+    is for ever.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
+        pass
+    try:            # a /proc that hides others' processes
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.path.exists("/proc/self/stat")    # else it ended between the two looks
