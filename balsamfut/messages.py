@@ -317,7 +317,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Launch(Message, frozen=True, tag=2):
-    """Work, and what it refers to that this pilot has not been told before."""
+    """Work, and what it refers to that this pilot has not been told before; a pool without work: there will be some."""
 
     items: list[Item]
     classes: list[tuple[int, TaskClass]] = []

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from balsamfut.errors import LaunchFailed, PoisonTask
-from balsamfut.interchange import dag
+from balsamfut.interchange import dag, orders
 from balsamfut.interchange.book import Book, IllegalMove, Pilot
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.records import Task
@@ -22,11 +22,7 @@ from balsamfut.messages import (
     Enrolled,
     Exited,
     Fault,
-    Item,
-    Kill,
-    Launch,
     Ran,
-    Received,
     Reports,
     Started,
     Stop,
@@ -40,8 +36,6 @@ POISON: Final = 5
 """A task that was running when so many pilots or nodes were lost is given to no other."""
 LAUNCHES: Final = 10
 """A task that could not be started so often fails."""
-UNACKNOWLEDGED: Final = 64
-"""Reports are acknowledged with whatever else a pilot is told, by the next tick, or when there are so many."""
 BACK_OFF: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds until a task that could not be started is tried again."""
 
@@ -83,6 +77,8 @@ class Attempts:
         self.flow.order_again(pilot)
         if pilot.stopping:      # it was told to stop before it could hear
             book.send_pilot(pilot, Stop(0.0))
+        for session in book.peers.values():
+            orders.announce(book, pilot, session.pool)
 
     def lost(self, pilot: Pilot, reason: str, now: float) -> None:
         """A pilot is gone: what it had goes to others, uncharged."""
@@ -126,45 +122,6 @@ class Attempts:
         pilot.held[task.id] = task
         pilot.launches.append(task)
         book.loaded.add(pilot.id)
-
-    def launch(self, pilot: Pilot) -> Launch:
-        """The message for what was assigned to a pilot in this turn, with what it has not been told."""
-        message = Launch(items := [])
-        for task in pilot.launches:
-            if task.cls not in pilot.classes:
-                self._tell_class(pilot, task.cls, message)
-            values = [dep.payload for dep in task.deps if dep.payload is not None] if task.deps else []
-            items.append(Item(task.id, task.attempt, task.cls, task.spec, values, task.again, task.ran, task.failures))
-        pilot.launches = []
-        return message
-
-    def _tell_class(self, pilot: Pilot, cls: int, message: Launch) -> None:
-        book = self.book
-        info = book.classes[cls]
-        pilot.classes.add(cls)
-        message.classes.append((cls, info.spec))
-        if info.spec.app not in pilot.apps:
-            pilot.apps.add(info.spec.app)
-            message.apps.append(info.app)
-            code = book.codes.get(info.spec.app)
-            if code is not None:
-                message.codes.append((info.spec.app, code))
-        if info.spec.pool not in pilot.pools and info.spec.pool in book.pools:
-            pilot.pools.add(info.spec.pool)
-            message.pools.append((info.spec.pool, book.pools[info.spec.pool]))
-
-    def flush(self, pilot: Pilot) -> None:
-        """Queue what this turn has for a pilot: orders to kill, work, and the acknowledgement of its reports."""
-        sent = bool(pilot.launches or pilot.kills)
-        if pilot.launches:
-            self.book.send_pilot(pilot, self.launch(pilot))
-        if pilot.kills:
-            self.book.send_pilot(pilot, Kill(pilot.kills))
-            pilot.kills = []
-        if pilot.seq > pilot.acknowledged and (
-                sent or pilot.stopping or pilot.acknowledged < 0 or pilot.seq - pilot.acknowledged >= UNACKNOWLEDGED):
-            self.book.send_pilot(pilot, Received(pilot.seq))
-            pilot.acknowledged = pilot.seq
 
     # ---- reports
 

@@ -41,7 +41,7 @@ class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
     __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "prune_at", "classes", "watching",
-                 "accepted", "since", "running", "endings", "looks_up", "keeper", "alone", "watched")
+                 "accepted", "since", "running", "endings", "looks_up", "keeper", "alone", "watched", "pool")
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row
@@ -62,6 +62,7 @@ class Session:
         self.looks_up = False                     # its calls may be known already: named campaign, retried parent
         self.watched = False                      # the end of its process will be told: its silence means nothing
         self.keeper = False                       # `resume --wait`: keeps an embedded interchange alive
+        self.pool = b""                           # of the calls that it will make: digest
 
     @property
     def id(self) -> int:

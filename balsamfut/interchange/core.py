@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from balsamfut.errors import LaunchFailed
-from balsamfut.interchange import matcher
+from balsamfut.interchange import matcher, orders
 from balsamfut.interchange.attempts import Attempts, Fits
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.matcher import ReadyQueues
+from balsamfut.interchange.pilots import PILOT_SILENCE, Pilots
 from balsamfut.interchange.records import PilotRow, World, Writes
 from balsamfut.interchange.requests import Found, Requests, Wanted
-from balsamfut.interchange.sessions import Config, Sessions, Shape
+from balsamfut.interchange.sessions import Config, Sessions
 from balsamfut.messages import (
     PROTOCOL,
     Accepted,
@@ -45,16 +45,12 @@ from balsamfut.messages import (
     Resume,
     Running,
     Settled,
-    Stop,
     Submit,
     Watch,
 )
 from balsamfut.model import TaskState
-from balsamfut.serialize import error_payload
 
 S = TaskState
-PILOT_SILENCE = 120.0
-"""Seconds without a sign after which a pilot is given up: by then one that was only cut off has ended its tasks."""
 REJOIN = 20.0
 """Seconds that the pilots of an earlier interchange have to find this one."""
 CLIENT_SILENCE = 30.0
@@ -65,8 +61,6 @@ TOGETHER = 0.0015
 done is acknowledged with its result, and its client woken once."""
 COMPANY = 64
 """So many acknowledgements go at once."""
-FAILED_STARTS = 3
-"""So many local pilots in a row that never enrolled, and the tasks that wait for one fail."""
 
 
 @dataclass(slots=True)
@@ -89,12 +83,11 @@ class Core:
         self.requests = Requests(self.book, self.flow)
         self.attempts = Attempts(self.book, self.flow, fits)
         self.sessions = Sessions(self.book, self.flow, config)
+        self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.detached = False             # a script has left its tasks to us
-        self.failed_starts = 0
         self.told_unfit: set[int] = set()
-        self.next_start = 0.0
         for pilot in self.book.pilots.values():
             pilot.deadline = now + REJOIN
             pilot.heard = now
@@ -201,8 +194,10 @@ class Core:
             return
         self.alone_since = now      # whoever comes is given the time to say what for
         if self.config.embedded and not message.observer and not message.parent:
-            self.reshape(message)
+            self.pilots.reshape(message)
         self.sessions.welcome(session)
+        for pilot in self.book.pilot_peers.values():
+            orders.announce(self.book, pilot, session.pool)
 
     # ---- pilots
 
@@ -219,7 +214,7 @@ class Core:
                 self.book.out.pilots.setdefault(peer, []).append(Expelled(text))
                 return
             self.attempts.enrol(peer, pilot, message, now)
-            self.failed_starts = 0
+            self.pilots.failed_starts = 0
             return
         pilot = self.book.pilot_peers.get(peer)
         if pilot is None:
@@ -243,70 +238,14 @@ class Core:
             self.attempts.reports(pilot, message, now)
         pilot.seq = 0
 
-    def pilot_gone(self, number: int, reason: str, now: float) -> None:
-        """The batch system, or the operating system, says that a pilot is over."""
-        pilot = self.book.pilots.get(number)
-        if pilot is None:
-            return
-        if not pilot.enrolled and not pilot.stopping:
-            self.failed_starts += 1
-            self.next_start = now + 0.5 * self.failed_starts
-        self.attempts.lost(pilot, reason, now)
-        if self.failed_starts >= FAILED_STARTS:
-            self.no_pilot(reason, now)
-
-    def no_pilot(self, reason: str, now: float) -> None:
-        """No pilot can be started on this machine: what waits for one fails with the reason."""
-        text = f"the pilot on this machine could not be started, {self.failed_starts} times: {reason}"
-        for task in self.queues.tasks():
-            self.attempts.give_up(task, error_payload(LaunchFailed(text)), text, now)
-        self.next_start = now + 30.0
-
-    def new_pilot(self, token: str, now: float) -> PilotRow:
-        """A pilot that is about to be started: it is recorded before it exists."""
-        book = self.book
-        shape = self.sessions.shape
-        row = PilotRow(book.next_pilot, token, "", 0, shape.platform, shape.nodes, 0.0)
-        book.next_pilot += 1
-        pilot = Pilot(row)
-        pilot.heard, pilot.deadline = now, now + PILOT_SILENCE
-        book.pilots[row.id] = pilot
-        book.writes.pilots.append(row)
-        return row
-
     # ---- an embedded interchange's life
-
-    def reshape(self, message: Hello) -> None:
-        """A client that is alone decides what the local pilot is: replace one that was made for another."""
-        if len(self.sessions.alive()) > 1:
-            return
-        usual = self.sessions.config.usual
-        platform = message.platform or usual.platform
-        cores = message.max_workers or (usual.cores if platform == usual.platform else 0)
-        wished = Shape(platform, message.nodes or usual.nodes, cores if platform == "workstation" else 0)
-        if wished == self.sessions.shape:
-            return
-        self.sessions.shape = wished
-        self.flow.slots = wished.nodes * wished.cores
-        for pilot in self.book.pilots.values():
-            if not pilot.held and not pilot.stopping:
-                self.stop_pilot(pilot, 0.0)
-
-    def stop_pilot(self, pilot: Pilot, grace: float) -> None:
-        pilot.stopping = True
-        self.book.send_pilot(pilot, Stop(grace))
-
-    def wants_pilot(self, now: float) -> bool:
-        """Whether a pilot is to be started on this machine."""
-        return (self.config.embedded and not self.sessions.stopping and now >= self.next_start
-                and all(pilot.stopping for pilot in self.book.pilots.values()))
 
     def stop(self, reason: str, grace: float) -> None:
         """Bring everything to an end: pilots stop, then this process exits."""
         if not self.sessions.stopping:
             self.sessions.stopping = reason
             for pilot in self.book.pilots.values():
-                self.stop_pilot(pilot, grace)
+                self.pilots.stop(pilot, grace)
 
     def tick(self, now: float) -> None:
         """What time alone brings; called several times a second."""
@@ -314,7 +253,7 @@ class Core:
         for pilot in list(self.book.pilots.values()):
             silent = now - pilot.heard > PILOT_SILENCE
             if (not pilot.enrolled and now > pilot.deadline) or silent:
-                self.pilot_gone(pilot.id, "no sign of it", now)
+                self.pilots.gone(pilot.id, "no sign of it", now)
             elif pilot.seq > pilot.acknowledged:
                 self.book.loaded.add(pilot.id)
                 pilot.acknowledged = -1      # it has waited long enough
@@ -375,7 +314,7 @@ class Core:
         for number in book.loaded:
             loaded = book.pilots.get(number)
             if loaded is not None:
-                self.attempts.flush(loaded)
+                orders.flush(book, loaded)
         book.loaded.clear()
         self.requests.flush()
         done = bool(self.sessions.stopping) and not book.pilots

@@ -265,20 +265,20 @@ class Server:
         for pilot in list(self.core.book.pilots.values()):
             row = pilot.row
             if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not runs(row.pid):
-                self.core.pilot_gone(row.id, "its process ended", now)
+                self.core.pilots.gone(row.id, "its process ended", now)
         self.core.tick(now)
         if self.core.sessions.stopping:
             files.withdraw(self.site)
             self.blocks.hurry(now)
-        if self.core.wants_pilot(now):
+        if self.core.pilots.wanted(now):
             self.start_pilot(now)
 
     def blocks_changed(self, now: float) -> None:
         for number, reason in self.blocks.poll(now):
-            self.core.pilot_gone(number, reason, now)
+            self.core.pilots.gone(number, reason, now)
 
     def start_pilot(self, now: float) -> None:
-        row = self.core.new_pilot(secrets.token_hex(8), now)
+        row = self.core.pilots.new(secrets.token_hex(8), now)
         self.perform(self.core.finish(now))
         self.blocks.start(row, self.core.sessions.shape, now)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import msgspec
+
 from balsamfut.interchange.book import Book, Session
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.records import CampaignRow, SessionRow
 from balsamfut.messages import PROTOCOL, Ending, Hello, Refused, Resume, Resumed, Watch, Welcome
 from balsamfut.model import CLOSED, TaskState
+from balsamfut.serialize import digest16
 
 S = TaskState
 
@@ -64,6 +67,9 @@ class Sessions:
         session.row.pid, session.row.host = message.pid, message.host
         session.limit = message.max_workers
         book.peers[peer] = session
+        if message.pool is not None and not message.observer:
+            session.pool = digest16(msgspec.msgpack.encode(message.pool))
+            book.define((), (), [(session.pool, message.pool)])
         if message.parent:
             self.flow.mark_parent(message.parent)
         return session

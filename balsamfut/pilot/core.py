@@ -25,7 +25,6 @@ from balsamfut.messages import (
     Ran,
     Received,
     Return,
-    Started,
     Stop,
 )
 from balsamfut.pilot import planner
@@ -43,7 +42,6 @@ from balsamfut.pilot.events import (
     Heard,
     Key,
     Send,
-    SignalCommand,
     Steal,
     Stolen,
     Tick,
@@ -94,6 +92,8 @@ class Core(Ledger):
         self.apps.update((app.digest, app) for app in message.apps)
         self.codes.update(message.codes)
         self.pools.update(message.pools)
+        for digest, _ in message.pools if not message.items else ():
+            self.planner.wake(digest)
         for item in message.items:
             self._accept(item)
         queued = [group.priority for group in self._groups.values() if isinstance(group, Group) and group.queue]
@@ -176,7 +176,7 @@ class Core(Ledger):
             elif isinstance(message, Prepared):
                 self._prepared(worker, message)
             elif isinstance(message, Ready):
-                self._crew.ready(worker)
+                self.planner.ready(worker)
             elif isinstance(message, Broken):
                 self._broken(worker, message)
             elif isinstance(message, Blocked):
@@ -369,28 +369,6 @@ class Core(Ledger):
             if age > 2 * LONG:
                 group.learn(age)
             self._effects.append(Steal(worker.id))
-
-    def _announce(self, attempt: Attempt, started: float) -> None:
-        if not attempt.announced and not attempt.group.hooks:
-            attempt.started = attempt.started or started
-            self.outbox.waiting.append(Started(*attempt.key, attempt.started, attempt.place))
-        attempt.announced = True
-        options, memory = attempt.group.task_class.options, attempt.group.resources.memory
-        if options.walltime and attempt.stage in (None, Stage.CALL):
-            self._remind(started + options.walltime, attempt, Fault.WALLTIME)
-        if memory:
-            self.limited[attempt.key] = memory
-
-    def _due(self, key: Key, what: Fault) -> None:
-        attempt = self.attempts.get(key[0])
-        if attempt is None or attempt.key != key or attempt.where is Where.QUEUED:
-            return
-        if what is Fault.WALLTIME:
-            if attempt.stage in (None, Stage.CALL):
-                self._end(End(key, what))
-        elif attempt.cause is not Fault.NONE:    # it was asked to stop, and has had its time
-            self._effects.append(SignalCommand(key, KILL) if attempt.where is Where.COMMAND
-                                 else EndWorker(attempt.worker, KILL))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _kill,

@@ -56,9 +56,13 @@ class Crew:
         idle = self._idle.get(kind)
         if idle:
             return idle.pop(), False       # the one that ran last: its caches are warm
+        return self.enlist(kind), True
+
+    def enlist(self, kind: Kind) -> Worker:
+        """A new worker, which has to be started."""
         self._next += 1
         worker = self.workers[self._next] = Worker(self._next, kind)
-        return worker, True
+        return worker
 
     def idle(self, kind: Kind) -> Worker | None:
         """An idle worker of this kind that can run something at once, taken."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from balsamfut import errors
-from balsamfut.messages import Exited, Fault, Item
+from balsamfut.messages import Exited, Fault, Item, Started
 from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass
 from balsamfut.pilot import planner
 from balsamfut.pilot.events import Again, Effect, End, EndWorker, Key, SignalCommand, Steal
@@ -182,3 +182,26 @@ class Ledger:
         attempt.group, attempt.stage, attempt.cause = group, stage, Fault.NONE
         self._queue.append(attempt)
 
+    # ---- what time brings
+
+    def _announce(self, attempt: Attempt, started: float) -> None:
+        if not attempt.announced and not attempt.group.hooks:
+            attempt.started = attempt.started or started
+            self.outbox.waiting.append(Started(*attempt.key, attempt.started, attempt.place))
+        attempt.announced = True
+        options, memory = attempt.group.task_class.options, attempt.group.resources.memory
+        if options.walltime and attempt.stage in (None, Stage.CALL):
+            self._remind(started + options.walltime, attempt, Fault.WALLTIME)
+        if memory:
+            self.limited[attempt.key] = memory
+
+    def _due(self, key: Key, what: Fault) -> None:
+        attempt = self.attempts.get(key[0])
+        if attempt is None or attempt.key != key or attempt.where is Where.QUEUED:
+            return
+        if what is Fault.WALLTIME:
+            if attempt.stage in (None, Stage.CALL):
+                self._end(End(key, what))
+        elif attempt.cause is not Fault.NONE:    # it was asked to stop, and has had its time
+            self._effects.append(SignalCommand(key, KILL) if attempt.where is Where.COMMAND
+                                 else EndWorker(attempt.worker, KILL))

@@ -23,6 +23,9 @@ QUICK: Final = 0.002
 AHEAD: Final = 32
 """... so many of them, and more when half of them are used."""
 
+AWAKE: Final = 4
+"""Workers that are started before there is a call for them, if there are cores for so many."""
+
 _REMEMBERED: Final = 4096
 
 
@@ -56,6 +59,27 @@ class Planner:
         self._slots: dict[tuple[Resources, Placement], Slot] = {}
         self._effects: list[Effect] = []
         self._now = 0.0
+        self._expected = b""                 # the pool of which there will be calls
+        usual = packer.place(Resources())
+        self._plain: Environ = ()            # of workers for calls that ask for nothing special, and for hooks
+        if usual is not None:
+            self._plain = binding(Resources(), usual)[0]
+            packer.free(usual)
+
+    def wake(self, pool: bytes) -> None:
+        """Calls of this pool are about to come: start a worker, for that takes longer than most calls do; when it is
+        ready, another."""
+        crew = self.crew
+        self._expected = pool
+        if len(crew.workers) < min(crew.cores, AWAKE):
+            worker = crew.enlist((pool, self._plain))
+            self._effects.append(StartWorker(worker.id, pool, self._plain))
+            crew.rest(worker)
+
+    def ready(self, worker: Worker) -> None:
+        self.crew.ready(worker)
+        if worker.kind[0] == self._expected:
+            self.wake(self._expected)
 
     def impossible(self, resources: Resources) -> bool:
         return self._packer.capacity(resources) == 0
@@ -150,7 +174,7 @@ class Planner:
             if worker.victim is not None or not self._make(worker, group):
                 self.rest(worker)
         for group in low.values():
-            idle = self.crew.idle((group.task_class.pool, ()))
+            idle = self.crew.idle((group.task_class.pool, self._plain))
             if idle is not None:
                 idle.group = group
                 group.busy += 1
@@ -207,7 +231,8 @@ class Planner:
 
     def _in_the_making(self, group: Group) -> bool:
         """The next command is to be made, and all workers that could are making others ahead."""
-        return (group.queue[0].stage is Stage.PREPARE and group.makes and self.crew.full((group.task_class.pool, ()))
+        return (group.queue[0].stage is Stage.PREPARE and group.makes
+                and self.crew.full((group.task_class.pool, self._plain))
                 and any(worker.group is group and worker.slot is None and worker.hand and not worker.blocked
                         for worker in self.crew.workers.values()))
 
@@ -220,7 +245,7 @@ class Planner:
                 self.low[id(group)] = group
             return
         # Commands are prepared, and hooks run, in a worker that is not tied to a place.
-        env = slot.env if group.in_worker else ()
+        env = slot.env if group.in_worker else self._plain
         worker, new = self.crew.hire((group.task_class.pool, env))
         if new:
             self._effects.append(StartWorker(worker.id, group.task_class.pool, env))

@@ -243,7 +243,7 @@ class Harness:
     # ---- pilots
 
     def new_pilot(self) -> PretendPilot:
-        row = self.core.new_pilot(f"token-{self.core.book.next_pilot}", self.now)
+        row = self.core.pilots.new(f"token-{self.core.book.next_pilot}", self.now)
         self.turn()
         pilot = PretendPilot(row.id, row.token, f"pilot-{row.id}".encode())
         self.pilots[pilot.peer] = pilot
@@ -312,7 +312,7 @@ class Harness:
         pilot.alive = False
         pilot.held.clear()
         pilot.running.clear()
-        self.core.pilot_gone(pilot.number, "killed", self.now)
+        self.core.pilots.gone(pilot.number, "killed", self.now)
 
     def session(self) -> Session:
         return next(s for s in self.core.book.sessions.values() if s.row.token == self.token)
