@@ -1,7 +1,7 @@
 # Everything here needs make and Python >= 3.11 with venv, and nothing else.  What is installed goes into .venv.
 #
 #   make demo    install, and run the main example
-#   make test    install with the tests' needs, and run all tests (ARGS="-k name" chooses)
+#   make test    install with the tests' needs, and run all tests (ARGS="-k name" chooses; SIDE_BY_SIDE= one at a time)
 #   make bench   install, and print the table of benchmarks
 #   make lint    ruff, mypy and the import contract
 #   make clean   remove .venv and what tools left behind
@@ -13,6 +13,8 @@ SHELL := /bin/sh
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+# Most tests wait for processes most of the time.  A file's tests stay together: some count all children of their process.
+SIDE_BY_SIDE := -n 3 --dist loadfile
 RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -20,7 +22,7 @@ demo: $(VENV)/.demo
 	$(RUN) $(BIN)/python examples/hello_affinity.py
 
 test: $(VENV)/.test
-	$(RUN) $(BIN)/python -m pytest $(ARGS)
+	$(RUN) $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 bench: $(VENV)/.demo
 	$(RUN) $(BIN)/python bench/run.py $(ARGS)

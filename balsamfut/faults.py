@@ -31,8 +31,16 @@ def point(name: str) -> None:
             log.write(f"{os.getpid()} {name}\n")
     if name in _plan:
         _plan[name] -= 1
-        if _plan[name] == 0 and not (_once and os.path.exists(_once)):
-            if _once:
-                with open(_once, "w") as mark:
-                    mark.write(name)
+        if _plan[name] == 0 and (not _once or _first(name)):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first(name: str) -> bool:
+    """This is the first crash of all processes."""
+    try:
+        mark = os.open(_once, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return False
+    os.write(mark, name.encode())
+    os.close(mark)
+    return True

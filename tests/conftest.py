@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LEFT_BEHIND_AFTER = 30.0   # seconds: a pilot whose interchange was killed waits for another first
+LEFT_BEHIND_AFTER = 10.0   # seconds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

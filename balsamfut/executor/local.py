@@ -59,17 +59,20 @@ class _Killed(InterchangeLost):
 
 
 def _there(pid: int) -> bool:
-    if pid in _children:
-        try:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended == pid:
-                _children.discard(pid)
-                if os.WIFSIGNALED(status):
-                    _killed.add(pid)
-                return False
-        except ChildProcessError:
-            _children.discard(pid)
-    return runs(pid)
+    """A process that we may have started is there; if it is not, and we did, what ended it is known from now on."""
+    if pid not in _children:
+        return runs(pid)
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:     # somebody else in this process has waited for it
+        _children.discard(pid)
+        return runs(pid)
+    if ended != pid:
+        return True
+    _children.discard(pid)
+    if os.WIFSIGNALED(status):
+        _killed.add(pid)
+    return False
 
 
 def find(site: Path) -> Connection:

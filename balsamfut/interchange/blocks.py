@@ -37,7 +37,7 @@ class LocalPilots:
     def start(self, row: PilotRow, shape: Shape, now: float) -> None:
         """Start a pilot of this shape."""
         argv = [sys.executable, "-P", "-m", "balsamfut.pilot.agent", "--site", str(self._site),
-                "--pilot", str(row.id), "--token", row.token, "--address", self._address,
+                "--pilot", str(row.id), "--token", row.token, "--address", self._address, "--starter", str(os.getpid()),
                 "--platform", shape.platform, "--nodes", str(shape.nodes)]
         argv += ["--cores", str(shape.cores)] if shape.platform == "workstation" else ["--pretend"]
         self._pilots[row.token] = row.id

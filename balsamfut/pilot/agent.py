@@ -59,7 +59,7 @@ TICK: Final = 0.01
 """Seconds between looks at the cells of workers whose task may be a long one."""
 BEAT: Final = 1.0
 """Seconds between signs of life, and between looks at the connection file."""
-IDLE_GRACE: Final = 2.0
+IDLE_GRACE: Final = 1.0
 """Seconds that a pilot with nothing in hand waits for an interchange."""
 SAMPLE: Final = 0.5
 """Seconds between looks at the memory of tasks that are limited."""
@@ -84,7 +84,7 @@ class Agent:
         self.site = Path(options.site).absolute()
         names = node_names(platform, options.nodes, options.pretend)
         self.poller = Poller()
-        self.uplink = Uplink(self.site, options.address, self.poller, now)
+        self.uplink = Uplink(self.site, options.address, options.starter, self.poller, now)
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
                          platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients)
         cores = len(platform.node.cores)
@@ -305,6 +305,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pilot", required=True, type=int)
     parser.add_argument("--token", required=True)
     parser.add_argument("--address", required=True, help="of the interchange's door for pilots")
+    parser.add_argument("--starter", type=int, default=0, help="process that is our parent for as long as it lives")
     parser.add_argument("--platform", default="workstation")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--cores", type=int, default=None, help="of a workstation")

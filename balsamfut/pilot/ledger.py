@@ -180,6 +180,7 @@ class Ledger:
         group = self._group(attempt.item, True)
         assert isinstance(group, Group)      # the attempt has run in a group of its class
         attempt.group, attempt.stage, attempt.cause = group, stage, Fault.NONE
+        attempt.seq = self._queue.next_seq()     # hooks run in the order in which their commands ended
         self._queue.append(attempt)
 
     # ---- what time brings

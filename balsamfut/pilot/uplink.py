@@ -21,11 +21,11 @@ SILENCE: Final = 6.0
 class Uplink:
     """The link to the interchange that serves the site now."""
 
-    def __init__(self, site: Path, address: str, poller: Poller, now: float) -> None:
+    def __init__(self, site: Path, address: str, starter: int, poller: Poller, now: float) -> None:
         self._site = site
         self._poller = poller
         self.known = connection.read(self._site)
-        self._starter = os.getppid()      # the interchange that started us, until another has taken its place
+        self._starter = starter           # the interchange that started us, until another has taken its place; or 0
         self.link = Link(address, ToPilot)
         self.heard = now                  # when the interchange last said something
         self.away: float | None = None    # since when there is nobody

@@ -68,7 +68,7 @@ class Interchange:
     def announce(self, pid: int) -> None:
         """Write the connection file."""
         said = {"pid": pid, "host": os.uname().nodename, "epoch": self.epoch, "clients": "ipc:///nobody",
-                "pilots": self.door.address, "protocol": 1}
+                "pilots": self.door.address, "protocol": 1, "started": 0.0}
         temporary = self.site / "interchange.new"
         temporary.write_text(json.dumps(said))
         temporary.replace(self.site / "interchange.json")

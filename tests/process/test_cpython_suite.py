@@ -111,7 +111,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 if hasattr(module, name):
                     patch.setattr(module, name, value)
         lasting = stack.enter_context(Executor(max_workers=4 * WORKERS))
-        concurrent.futures.wait([lasting.submit(time.sleep, 0.5) for _ in range(2 * WORKERS)])   # workers are awake
+        concurrent.futures.wait([lasting.submit(time.sleep, 0.5) for _ in range(4 * WORKERS)])   # workers are awake
         yield
 
 
