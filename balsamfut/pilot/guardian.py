@@ -142,17 +142,28 @@ def end(find: Callable[[dict[int, Row]], set[int]], patience: float, looks: int 
 
 
 def strike(rows: dict[int, Row], victims: set[int]) -> None:
-    """SIGKILL to these processes, if they are still those that were seen."""
+    """SIGKILL to these processes, if they are still those that were seen.
+
+    Parents come before their children: a shell whose `sleep` was killed would go on with its next line.
+    """
+    def depth(pid: int) -> int:
+        count = 0
+        while (pid := rows[pid].parent) in victims:
+            count += 1
+        return count
+
     def same(pid: int) -> bool:
         now = row(pid)
         return now is not None and pid in rows and now.start == rows[pid].start
 
     # By groups first: the kernel does a whole group at once, and no fork of a member gets away meanwhile.
     outside = {each.group for pid, each in rows.items() if pid not in victims}
-    for group in {rows[pid].group for pid in victims} - outside:
-        if same(group) or row(group) is None:  # else the number is another's by now
+    done: set[int] = set()
+    for pid in sorted(victims, key=depth):
+        group = rows[pid].group
+        if group not in outside and group not in done and (same(group) or row(group) is None):  # else it is another's
+            done.add(group)
             _send(-group)
-    for pid in victims:
         if same(pid):
             _send(pid)
 

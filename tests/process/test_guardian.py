@@ -30,7 +30,8 @@ echo $$; sleep 0.3; echo ready; wait
 '''
 for key in range(2):
     procs.spawn(key, ["bash", "-c", script], env=dict(os.environ), cwd="/", mark=f"{sys.argv[1]}:{key}:1", stdout=1)
-print("guardian", watch.pid, flush=True)
+sys.stdout.write(f"guardian {watch.pid}\\n")
+sys.stdout.flush()
 for line in sys.stdin:
     if line == "goodbye\\n":
         print("left", watch.goodbye(), flush=True)

@@ -93,3 +93,13 @@ def test_a_family_is_closed_and_has_nobody_whose_ancestors_and_session_are_all_o
     for pid, each in rows.items():
         reason = pid in seeds or each.parent in found or each.session in found
         assert (pid in found) == reason
+
+
+def test_parents_are_killed_before_their_children_whatever_their_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(guardian, "_send", sent.append)
+    rows = {900: row(1, 900), 20: row(900, 20), 500: row(20, 500), 3: row(500, 500)}  # numbers start again
+    monkeypatch.setattr(guardian, "row", rows.get)
+    strike(rows, set(rows))
+    assert [pid for pid in sent if pid > 0] == [900, 20, 500, 3]
+    assert [-pid for pid in sent if pid < 0] == [900, 20, 500]
