@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from balsamfut.errors import InvalidOption
 from balsamfut.platforms import Launcher
 
 RANK: Final = {"pals": "PALS_RANKID", "hydra": "PMI_RANK", "openmpi": "OMPI_COMM_WORLD_RANK", "srun": "SLURM_PROCID"}
@@ -42,6 +43,20 @@ _BIND: Final[dict[str, dict[str, str]]] = {
     "srun": {"core": "cores", "thread": "threads", "numa": "ldoms", "socket": "sockets"},
 }
 OWN_BINDING: Final = ("", "depth", "none")
+
+_PROGRAM: Final = {"srun": "srun", "ssh": "ssh"}   # mpiexec for the others
+
+# ssh joins the program's words with blanks and gives them to a shell: each is quoted first.
+_SSH: Final = r"""#!/bin/sh
+# usage: ssh.sh PROGRAM HOST WORD...: runs the words on the host, as they are.
+program=$1 host=$2
+shift 2
+line=exec
+for word; do
+    line="$line '$(printf '%s\n' "$word" | sed "s/'/'\\\\''/g")'"
+done
+exec "$program" -o BatchMode=yes "$host" "$line"
+"""
 
 
 def check_params(flavour: str, params: Mapping[str, str]) -> str | None:
@@ -82,33 +97,68 @@ def argv(launcher: Launcher, hosts: Sequence[str], ranks_per_node: int, *, param
 
     exports: variables that must reach the ranks.  local: all ranks on this host, whatever batch job it is in.
     """
-    flavour = launcher.flavour
-    total = len(hosts) * ranks_per_node
-    files: dict[str, bytes] = {}
-    in_file = len(hosts) > launcher.hostfile_over
-    if in_file:
-        line = {"hydra": f"{{}}:{ranks_per_node}", "openmpi": f"{{}} slots={ranks_per_node}"}.get(flavour, "{}")
-        files["hosts"] = "".join(line.format(host) + "\n" for host in hosts).encode()
-    path = f"{directory}/hosts"
+    flavour, exe, total = launcher.flavour, program(launcher), str(len(hosts) * ranks_per_node)
+    where, files = _hosts(launcher, hosts, ranks_per_node, directory)
     bind = _BIND[flavour].get(params.get("cpu_bind", ""), "none")
     if flavour == "pals":
-        words = [launcher.exe, "-n", str(total), "--ppn", str(ranks_per_node),
-                 *(("--hostfile", path) if in_file else ("--hosts", ",".join(hosts))), "--cpu-bind", bind, "--envall"]
+        words = [exe, "-n", total, "--ppn", str(ranks_per_node), *where, "--cpu-bind", bind, "--envall"]
     elif flavour == "hydra":
-        words = [launcher.exe, "-n", str(total), "-ppn", str(ranks_per_node),
-                 *(("-f", path) if in_file else ("-hosts", ",".join(hosts))), "-bind-to", bind,
+        words = [exe, "-n", total, "-ppn", str(ranks_per_node), *where, "-bind-to", bind,
                  *(("-launcher", "fork") if local else ())]
     elif flavour == "openmpi":
-        slots = ",".join(f"{host}:{ranks_per_node}" for host in hosts)
-        words = [launcher.exe, "-n", str(total), *(("--hostfile", path) if in_file else ("--host", slots)),
-                 "--map-by", f"ppr:{ranks_per_node}:node:OVERSUBSCRIBE", "--bind-to", bind]
+        words = [exe, "-n", total, *where, "--map-by", f"ppr:{ranks_per_node}:node:OVERSUBSCRIBE", "--bind-to", bind]
         for name in exports:
             words += ("-x", name)
     else:
-        words = [launcher.exe, "-N", str(len(hosts)), "-n", str(total), f"--ntasks-per-node={ranks_per_node}",
-                 "-w", path if in_file else ",".join(hosts), f"--cpu-bind={bind}", "--overlap", "--export=ALL",
-                 "--distribution=block", "--kill-on-bad-exit=1"]
+        words = [exe, "-N", str(len(hosts)), "-n", total, f"--ntasks-per-node={ranks_per_node}", *where,
+                 f"--cpu-bind={bind}", "--overlap", "--export=ALL", "--distribution=block", "--kill-on-bad-exit=1"]
     return words + _extra(flavour, params), files
+
+
+def agents(launcher: Launcher, hosts: Sequence[str], directory: str) -> tuple[list[list[str]], dict[str, bytes]]:
+    """Commands that start exactly one process on each host, to which the program's words are appended, and files that
+    have to be in `directory` before.
+
+    One command for all, or (flavour ssh) one for each host.  Nothing is bound, and one process that ends does not end
+    the others.  The commands also need `environment(flavour)`.  Hydra's way to other hosts is its own default or what
+    HYDRA_LAUNCHER and HYDRA_LAUNCHER_EXEC say in the environment.  Raises InvalidOption for an unknown flavour.
+    """
+    flavour, exe, count = launcher.flavour, program(launcher), str(len(hosts))
+    if flavour == "ssh":
+        script = f"{directory}/ssh.sh"
+        return [["/bin/sh", script, exe, host] for host in hosts], {"ssh.sh": _SSH.encode()}
+    where, files = _hosts(launcher, hosts, 1, directory)
+    if flavour == "pals":
+        words = [exe, "-n", count, "--ppn", "1", *where, "--cpu-bind", "none", "--envall", "--no-abort-on-failure"]
+    elif flavour == "hydra":
+        words = [exe, "-n", count, "-ppn", "1", *where, "-bind-to", "none", "-disable-auto-cleanup"]
+    elif flavour == "openmpi":
+        words = [exe, "-n", count, *where, "--map-by", "ppr:1:node:OVERSUBSCRIBE", "--bind-to", "none"]
+    elif flavour == "srun":
+        words = [exe, "-N", count, "-n", count, "--ntasks-per-node=1", *where, "--cpu-bind=none", "--overlap",
+                 "--export=ALL", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
+    else:
+        raise InvalidOption(f"no agents can be started by the launcher {flavour!r}; "
+                            "there are pals, hydra, openmpi, srun and ssh")
+    return [words], files
+
+
+def program(launcher: Launcher) -> str:
+    """The program that is run for it."""
+    return launcher.exe or _PROGRAM.get(launcher.flavour, "mpiexec")
+
+
+def _hosts(launcher: Launcher, hosts: Sequence[str], slots: int, directory: str) -> tuple[list[str],
+                                                                                         dict[str, bytes]]:
+    """The words that name the hosts, each with so many slots, and the file in which they are if they are many."""
+    flavour = launcher.flavour
+    if len(hosts) > launcher.hostfile_over:
+        line = {"hydra": f"{{}}:{slots}", "openmpi": f"{{}} slots={slots}"}.get(flavour, "{}")
+        flag = {"hydra": "-f", "srun": "-w"}.get(flavour, "--hostfile")
+        return [flag, f"{directory}/hosts"], {"hosts": "".join(line.format(host) + "\n" for host in hosts).encode()}
+    if flavour == "openmpi":   # which takes a host without a number for one slot
+        hosts = [f"{host}:{slots}" for host in hosts]
+    return [{"pals": "--hosts", "hydra": "-hosts", "openmpi": "--host"}.get(flavour, "-w"), ",".join(hosts)], {}
 
 
 def environment(flavour: str) -> dict[str, str]:

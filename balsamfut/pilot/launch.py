@@ -33,7 +33,7 @@ _LAUNCHERS_OWN: Final = (
     "SLURM_LOCALID", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_DISTRIBUTION", "SLURM_PMI",
     "SLURM_UMASK", "SLURM_EXACT", "SLURM_OVERLAP")
 _USERS_OWN: Final = ("OMPI_MCA_", "OMPI_ALLOW_", "PRTE_MCA_", "PMIX_MCA_",
-                     "PALS_RPC_TIMEOUT", "PALS_PING_PERIOD", "PALS_PMI")
+                     "PALS_RPC_TIMEOUT", "PALS_PING_PERIOD", "PALS_PMI", "HYDRA_LAUNCHER")
 _INTERNAL_MCA: Final = ("OMPI_MCA_ess", "OMPI_MCA_orte", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs",
                         "OMPI_MCA_cpu_type", "OMPI_MCA_PREFIXES", "OMPI_MCA_ompi_stream_buffering",
                         "PRTE_MCA_ess", "PRTE_MCA_prte_", "PRTE_MCA_plm")

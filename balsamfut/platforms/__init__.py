@@ -52,8 +52,8 @@ class Node(msgspec.Struct, frozen=True):
 class Launcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How MPI programs are started."""
 
-    flavour: str = ""           # pals, hydra, openmpi, srun; "": to be found (platforms.probe)
-    exe: str = "mpiexec"
+    flavour: str = ""           # pals, hydra, openmpi, srun; ssh, for agents only; "": to be found (platforms.probe)
+    exe: str = ""               # "": mpiexec, srun or ssh, as the flavour has it
     hostfile_over: int = 64     # more hosts than this are given in a file
     launch_budget: int = 0      # launches per batch job; 0: no limit
     max_concurrent: int = 0     # launches at a time; 0: no limit

@@ -6,7 +6,7 @@ from balsamfut import platforms
 from balsamfut.errors import InvalidOption
 from balsamfut.messages import Fault
 from balsamfut.model import TILE, Resources
-from balsamfut.pilot import launch
+from balsamfut.pilot import dialects, launch
 from balsamfut.pilot.launch import Plan
 from balsamfut.placement import Packer
 from balsamfut.platforms import Launcher
@@ -112,9 +112,9 @@ GOLDEN = {
                      "--bind-to", "none", *X],
     ("openmpi", 2): ["mpiexec", "-n", "4", "--host", "x0:2,x1:2", "--map-by", "ppr:2:node:OVERSUBSCRIBE",
                      "--bind-to", "none", *X],
-    ("srun", 1): ["mpiexec", "-N", "1", "-n", "2", "--ntasks-per-node=2", "-w", "x0", "--cpu-bind=none", "--overlap",
+    ("srun", 1): ["srun", "-N", "1", "-n", "2", "--ntasks-per-node=2", "-w", "x0", "--cpu-bind=none", "--overlap",
                   "--export=ALL", "--distribution=block", "--kill-on-bad-exit=1"],
-    ("srun", 2): ["mpiexec", "-N", "2", "-n", "4", "--ntasks-per-node=2", "-w", "x0,x1", "--cpu-bind=none", "--overlap",
+    ("srun", 2): ["srun", "-N", "2", "-n", "4", "--ntasks-per-node=2", "-w", "x0,x1", "--cpu-bind=none", "--overlap",
                   "--export=ALL", "--distribution=block", "--kill-on-bad-exit=1"],
 }
 LOCAL = {"pals": "PALS_LOCAL_RANKID", "hydra": "MPI_LOCALRANKID", "openmpi": "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -200,6 +200,41 @@ def test_one_rank_goes_through_the_launcher_only_if_asked() -> None:
 def test_a_flavour_that_is_not_known_is_an_error_that_names_it() -> None:
     with pytest.raises(InvalidOption, match="MPI launcher 'jsrun'; there are pals, hydra"):
         planned(ONE, launcher=Launcher("jsrun"))
+
+
+# ---- agents
+
+AGENTS = {
+    "pals": "mpiexec -n 2 --ppn 1 --hosts x1,x2 --cpu-bind none --envall --no-abort-on-failure",
+    "hydra": "mpiexec -n 2 -ppn 1 -hosts x1,x2 -bind-to none -disable-auto-cleanup",
+    "openmpi": "mpiexec -n 2 --host x1:1,x2:1 --map-by ppr:1:node:OVERSUBSCRIBE --bind-to none",
+    "srun": ("srun -N 2 -n 2 --ntasks-per-node=1 -w x1,x2 --cpu-bind=none --overlap --export=ALL --mpi=none "
+             "--kill-on-bad-exit=0 --wait=0 --no-kill"),
+}
+
+
+@pytest.mark.parametrize("flavour", AGENTS)
+def test_agents_are_one_process_on_each_host_by_one_command(flavour: str) -> None:
+    assert dialects.agents(Launcher(flavour), ["x1", "x2"], "/run") == ([AGENTS[flavour].split()], {})
+    [words], files = dialects.agents(Launcher(flavour, exe="/opt/l"), NAMES, "/run")
+    assert words[0] == "/opt/l" and "/run/hosts" in words
+    assert [line.split(":")[0].split()[0] for line in files["hosts"].decode().splitlines()] == NAMES
+
+
+def test_agents_by_ssh_are_one_command_for_each_host() -> None:
+    commands, files = dialects.agents(Launcher("ssh"), ["x1", "x2"], "/run")
+    assert commands == [["/bin/sh", "/run/ssh.sh", "ssh", host] for host in ("x1", "x2")]
+    assert list(files) == ["ssh.sh"]
+
+
+def test_no_agents_by_a_launcher_that_is_not_known() -> None:
+    with pytest.raises(InvalidOption, match="'jsrun'; there are pals, hydra, openmpi, srun and ssh"):
+        dialects.agents(Launcher("jsrun"), ["x1"], "/run")
+
+
+def test_how_hydra_reaches_other_hosts_stays_in_the_environment() -> None:
+    ways = {"HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": "/opt/enter"}
+    assert launch.scrub({**ways, "HYDRA_HOST_FILE": "/x", "HYDRA_PROXY_PORT": "1"}) == ways
 
 
 # ---- launch_params
