@@ -5,8 +5,9 @@ and several that go to one peer at once travel together, since what costs is wak
 A frame that does not decode by the union of the door is logged and dropped: it is never fatal, and never half used.
 Nothing here blocks but `Poller.poll`.  This module knows no message's meaning.
 
-Doors are `ipc://` sockets in a directory that only their owner may enter, so whoever reaches one is that owner; one
-door per role, since what a peer may say follows from the way it came in.
+A door is an `ipc://` socket in a directory that only its owner may enter, so whoever reaches it is that owner; or a
+`tcp://` socket with CURVE keys, which lets in whoever has a key that it knows.  There is one door per role, since what
+a peer may say follows from the way it came in.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 import zmq
+import zmq.utils.z85
 
 from balsamfut.errors import SiteError
 from balsamfut.messages import Message
@@ -59,6 +61,42 @@ def local_address(site: Path, name: str) -> str:
     return f"ipc://{path}"
 
 
+class Keys(msgspec.Struct, frozen=True):
+    """CURVE keys (Z85): one's own pair, and public keys of others: the door's for a link, of all let in for a door."""
+
+    public: bytes
+    secret: bytes
+    others: tuple[bytes, ...]
+
+
+def key_pair() -> tuple[bytes, bytes]:
+    """A new public and secret key."""
+    return zmq.curve_keypair()
+
+
+class _Guests:
+    """Who may come in, asked by the authenticator: the keys that a door knows, by the door's domain."""
+
+    def __init__(self) -> None:
+        self.allowed: dict[str, frozenset[bytes]] = {}
+        self._thread: Any = None
+
+    def admit(self, domain: str, keys: frozenset[bytes]) -> None:
+        self.allowed[domain] = keys
+        if self._thread is None:
+            from zmq.auth.thread import ThreadAuthenticator  # 30 ms, which only doors on a network are worth
+
+            self._thread = ThreadAuthenticator(zmq.Context.instance())
+            self._thread.start()
+            self._thread.configure_curve_callback("*", self)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return zmq.utils.z85.encode(key) in self.allowed.get(domain, ())
+
+
+_guests = _Guests()
+
+
 def _socket(kind: int, linger: float = 0.0) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     socket.setsockopt(zmq.LINGER, int(linger * 1000))
@@ -68,19 +106,40 @@ def _socket(kind: int, linger: float = 0.0) -> zmq.Socket[bytes]:
     return socket
 
 
-class Door:
-    """Where peers come in.  `decoder` is the union of the messages that they may send."""
+def _secure(socket: zmq.Socket[bytes], keys: Keys) -> None:
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
 
-    def __init__(self, address: str, decoder: Any) -> None:
-        if not address.startswith("ipc://"):
-            raise SiteError(f"cannot listen at {address}: a door on a network needs keys, which this version has not")
+
+class Door:
+    """Where peers come in.  `decoder` is the union of the messages that they may send.
+
+    A tcp:// address needs keys; its port may be `*`: `address` says which it became.  Raises SiteError.
+    """
+
+    def __init__(self, address: str, decoder: Any, keys: Keys | None = None) -> None:
+        local = address.startswith("ipc://")
+        if not local and keys is None:
+            raise SiteError(f"cannot listen at {address}: a door on a network needs keys")
         self._socket = _socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode
-        self._path = Path(address.removeprefix("ipc://"))
-        self._socket.bind(address)
-        self._path.chmod(0o600)
-        self.address = address
+        self._path = Path(address.removeprefix("ipc://")) if local else None
+        if keys is not None:
+            domain = keys.public.decode()
+            _guests.admit(domain, frozenset(keys.others))
+            self._socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+            _secure(self._socket, keys)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise SiteError(f"cannot listen at {address}: {error}") from None
+        if self._path is not None:
+            self._path.chmod(0o600)
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     @property
     def pollable(self) -> Any:
@@ -110,14 +169,18 @@ class Door:
     def close(self, linger: float = 0.0) -> None:
         """Close; what is queued is sent for up to `linger` seconds."""
         self._socket.close(linger=int(linger * 1000))
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 class Link:
     """One peer's way to a door.  `decoder` is the union of the messages that come back."""
 
-    def __init__(self, address: str, decoder: Any) -> None:
+    def __init__(self, address: str, decoder: Any, keys: Keys | None = None) -> None:
         self._socket = _socket(zmq.DEALER)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.others[0])
+            _secure(self._socket, keys)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode

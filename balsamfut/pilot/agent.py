@@ -28,6 +28,7 @@ from balsamfut.pilot import spool
 from balsamfut.pilot.commands import Commands
 from balsamfut.pilot.core import Core
 from balsamfut.pilot.desk import Desk
+from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import (
     Again,
     Effect,
@@ -43,6 +44,7 @@ from balsamfut.pilot.events import (
     StartWorker,
     Steal,
     Tick,
+    WorkerGone,
 )
 from balsamfut.pilot.process import Processes, start_guardian
 from balsamfut.pilot.queue import Where
@@ -88,8 +90,10 @@ class Agent:
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
                          platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients)
         cores = len(platform.node.cores)
-        self.core = self.desk.core = Core(Packer(platform.node, names), self.desk.binding, error_payload,
-                                          cores=cores * options.nodes, node_cores=cores)
+        self.dispatch = Dispatch(self.desk)
+        self.core = Core(Packer(platform.node, names), self.dispatch.binding, error_payload,
+                         cores=cores * options.nodes, node_cores=cores)
+        self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
         self._plenty = MUCH + 2 * cores * options.nodes    # attempts that are more than run here, and as many again
         self.guardian = start_guardian(options.token)
         self.processes = Processes()
@@ -162,6 +166,8 @@ class Agent:
         self.handle(message, now)
 
     def handle(self, event: Event, now: float) -> None:
+        if type(event) is WorkerGone:
+            self.dispatch.forget(event.worker)
         self.perform(self.core.handle(event, now), now)
 
     def reap(self, now: float) -> None:
@@ -215,7 +221,7 @@ class Agent:
         for effect in effects:
             kind = type(effect)
             if kind is Hand:
-                self.squad.give(effect)  # type: ignore[arg-type]
+                self.squad.give(self.dispatch.give(effect))  # type: ignore[arg-type]
             else:
                 self.do(effect, now)
 
@@ -224,13 +230,15 @@ class Agent:
             case StartWorker():
                 self.squad.start(effect.worker, effect.pool, effect.env)
             case Steal():
-                self.handle(self.squad.steal(effect.worker), now)
+                stolen = self.squad.steal(effect.worker)
+                if stolen is not None:
+                    self.handle(stolen, now)
             case GrantSlot():
                 self.squad.grant(effect.worker, effect.task)
             case EndWorker():
                 self.squad.end(effect.worker, effect.signal)
             case StartCommand():
-                failed = self.commands.start(effect.attempt, now)
+                failed = self.commands.start(self.dispatch.job(effect.attempt), now)
                 if failed is not None:
                     self.handle(failed, now)
             case SignalCommand():

@@ -20,10 +20,9 @@ from balsamfut.model import AppKind, Extra, Pool, ShellResult
 from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
+from balsamfut.pilot.orders import Job
 from balsamfut.pilot.output import no_workdir
-from balsamfut.pilot.planner import needs_finish
 from balsamfut.pilot.process import Exit, Processes, StartError
-from balsamfut.pilot.queue import Attempt
 from balsamfut.pilot.stage import missing_files, missing_outputs
 from balsamfut.pilot.workdirs import Workdirs, sweep
 from balsamfut.platforms import Launcher, probe
@@ -38,10 +37,11 @@ _ASKED: Final = {errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.EN
 class Command:
     """One command that runs."""
 
-    __slots__ = ("attempt", "workdir", "stdout", "stderr", "started", "text", "flavour", "call")
+    __slots__ = ("job", "workdir", "stdout", "stderr", "started", "text", "flavour", "call", "mark")
 
-    def __init__(self, attempt: Attempt, workdir: str, stdout: str, stderr: str, started: float) -> None:
-        self.attempt = attempt
+    def __init__(self, job: Job, mark: str, workdir: str, stdout: str, stderr: str, started: float) -> None:
+        self.job = job
+        self.mark = mark                          # in the environment of all its processes
         self.workdir = workdir
         self.stdout = stdout
         self.stderr = stderr
@@ -67,13 +67,14 @@ class Commands:
         """Something is to be done at each tick."""
         return bool(self._lingering)
 
-    def start(self, attempt: Attempt, now: float) -> Commanded | None:
-        """Start an attempt's command; what is returned at once is that it could not be started."""
-        desk, item = self._desk, attempt.item
-        workdir = desk.workdir(item)
-        command = Command(attempt, workdir, *desk.streams(item, workdir), now)
+    def start(self, job: Job, now: float) -> Commanded | None:
+        """Start a command; what is returned at once is that it could not be started."""
+        desk, extra = self._desk, job.extra
+        workdir = desk.workdir(job.task, extra)
+        mark = f"{desk.token}:{job.task}:{job.attempt}"
+        command = Command(job, mark, workdir, *desk.streams(extra, workdir), now)
         try:
-            if item.spec.extra is not None and item.spec.extra.workdir:
+            if extra is not None and extra.workdir:
                 os.makedirs(workdir, exist_ok=True)
             else:
                 self._workdirs.make(workdir)
@@ -86,31 +87,29 @@ class Commands:
         except (BadStdStream, InvalidOption) as exc:
             return self._unstarted(command, exc, Fault.TASK)
         except OSError as exc:
-            error = LaunchFailed(no_workdir(attempt.group.app.name, workdir, desk.host, exc))
-            asked = item.spec.extra is not None and bool(item.spec.extra.workdir)
+            error = LaunchFailed(no_workdir(job.define.name, workdir, desk.host, exc))
+            asked = extra is not None and bool(extra.workdir)
             return self._unstarted(command, error, Fault.TASK if asked and exc.errno in _ASKED else Fault.LAUNCHER)
-        self._running[attempt.key] = command
+        self._running[job.key] = command
         return None
 
     def _spawn(self, command: Command) -> None:
-        desk, attempt = self._desk, command.attempt
-        item, group, slot = attempt.item, attempt.group, attempt.slot
-        assert slot is not None
-        extra, options, resources = item.spec.extra or _NO_EXTRA, group.task_class.options, group.resources
-        words: str | list[str] | None = attempt.command if attempt.command is not None else extra.command
-        pool = desk.core.pools[group.task_class.pool]
-        if group.app.kind is AppKind.PYTHON:
-            command.call = ranks.prepare(desk, attempt, pool, command.workdir)
+        desk, job = self._desk, command.job
+        extra, options, resources = job.extra or _NO_EXTRA, job.define.options, job.resources
+        pool = desk.pools[job.pool]
+        words = job.command
+        if job.define.kind is AppKind.PYTHON:
+            command.call = ranks.prepare(desk, job, command.workdir)
             words = command.call.argv
         assert words is not None
         command.text = words if isinstance(words, str) else shlex.join(words)
-        directory = os.path.join(command.workdir, f".balsamfut-{item.attempt}")
-        environ = {**dict(options.environment), "BALSAMFUT_TASK_ID": str(item.task),
-                   "BALSAMFUT_ATTEMPT": str(item.attempt), "BALSAMFUT_WORKDIR": command.workdir}
+        directory = os.path.join(command.workdir, f".balsamfut-{job.attempt}")
+        environ = {**dict(options.environment), "BALSAMFUT_TASK_ID": str(job.task),
+                   "BALSAMFUT_ATTEMPT": str(job.attempt), "BALSAMFUT_WORKDIR": command.workdir}
         launcher = None if resources.serial else self._launcher_for(pool)
         if launcher is not None:
             command.flavour = launcher.flavour
-        plan = launch.plan(resources, slot.placement, desk.platform, desk.names, command=words, environ=environ,
+        plan = launch.plan(resources, job.placement, desk.platform, desk.names, command=words, environ=environ,
                            preamble=options.shell_preamble, directory=directory, launcher=launcher,
                            pretend=desk.pretend)
         if plan.files:
@@ -118,11 +117,10 @@ class Commands:
             for name, content in plan.files.items():
                 Path(directory, name).write_bytes(content)
         # What an earlier task wrote to a job.out of the same place goes; what an earlier attempt wrote stays.
-        stdout_mode = extra.stdout_mode if extra.stdout else "w" if item.attempt == 1 else "a"
+        stdout_mode = extra.stdout_mode if extra.stdout else "w" if job.attempt == 1 else "a"
         self._processes.spawn(
-            attempt.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir,
-            mark=f"{desk.token}:{item.task}:{item.attempt}", stdout=command.stdout,
-            stderr=command.stderr if command.stderr != command.stdout else None,
+            job.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir, mark=command.mark,
+            stdout=command.stdout, stderr=command.stderr if command.stderr != command.stdout else None,
             stdout_mode=stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
 
     def _launcher_for(self, pool: Pool) -> Launcher:
@@ -177,19 +175,19 @@ class Commands:
 
     def _detail(self, command: Command, returncode: int | None) -> Detail:
         return Detail(returncode=returncode, host=self._desk.host, workdir=command.workdir, stdout=command.stdout,
-                      stderr=command.stderr, attempt=command.attempt.item.attempt)
+                      stderr=command.stderr, attempt=command.job.attempt)
 
     def _unstarted(self, command: Command, error: Exception, fault: Fault) -> Commanded:
-        return Commanded(command.attempt.key, None, command.started, fault, error_payload(error), str(error),
+        return Commanded(command.job.key, None, command.started, fault, error_payload(error), str(error),
                          self._detail(command, None))
 
     def _judged(self, command: Command, returncode: int, ended: float, why: str) -> Commanded:
-        attempt = command.attempt
+        job = command.job
         detail = self._detail(command, returncode)
         fault, line = launch.judge(command.flavour, returncode, self._said(command) if returncode else "")
-        key, app, item = attempt.key, attempt.group.app.name, attempt.item
+        key, app = job.key, job.define.name
         if fault not in (Fault.NONE, Fault.TASK):
-            text = f"{app} (task {item.task}) on {self._desk.host}: {line}"
+            text = f"{app} (task {job.task}) on {self._desk.host}: {line}"
             return Commanded(key, returncode, command.started, fault, error_payload(LaunchFailed(text)), text, detail)
         if command.call is not None:
             outcome = command.call.outcome()
@@ -198,24 +196,22 @@ class Commands:
                 return Commanded(key, returncode, command.started, Fault.NONE if ok else Fault.TASK, payload, error,
                                  detail)
         if fault is Fault.TASK:
-            payload, text = self._desk.shell_error(item, app, returncode, why or line, command.text)
+            payload, text = self._desk.shell_error(job.task, job.extra, app, returncode, why or line, command.text)
             return Commanded(key, returncode, command.started, fault, payload, text, detail)
-        missing = missing_files((item.spec.extra or _NO_EXTRA).outputs, command.workdir)
+        missing = missing_files((job.extra or _NO_EXTRA).outputs, command.workdir)
         if missing:
             exc = missing_outputs(app, missing)
             return Commanded(key, returncode, command.started, Fault.TASK, error_payload(exc), str(exc), detail)
         if self._forgettable(command) and self._workdirs.take_back(command.workdir):
-            detail = Detail(returncode=returncode, host=detail.host, workdir=command.workdir, attempt=item.attempt)
+            detail = Detail(returncode=returncode, host=detail.host, workdir=command.workdir, attempt=job.attempt)
         result = ShellResult(returncode, command.stdout, command.stderr, command.workdir)
         return Commanded(key, returncode, command.started, Fault.NONE, pickle.dumps(result, 5), "", detail)
 
     def _forgettable(self, command: Command) -> bool:
         """Nobody asked for anything in its directory, and nobody is left who could write there."""
-        attempt = command.attempt
-        extra = attempt.item.spec.extra or _NO_EXTRA
+        extra = command.job.extra or _NO_EXTRA
         return not (extra.workdir or extra.stdout or extra.stderr or extra.outputs or extra.inputs or command.flavour
-                    or command.call is not None or self._processes.strangers
-                    or needs_finish(attempt, True, False) or attempt.group.app.hooks)
+                    or command.call is not None or self._processes.strangers or command.job.followed)
 
     def close(self) -> None:
         """Nothing runs any more."""

@@ -10,8 +10,8 @@ from balsamfut.model import Resources
 from balsamfut.pilot.events import Environ, Slot
 from balsamfut.pilot.queue import Attempt, Group
 
-Kind = tuple[bytes, Environ]
-"""(digest of the Pool, environment that depends on the place): workers of one kind can stand in for each other."""
+Kind = tuple[bytes, Environ, int]
+"""(digest of the Pool, environment that depends on the place, host): those of one kind can stand in for each other."""
 
 DEATHS: Final = 3
 """So many workers in a row that died before they ran anything mean that the pool is broken."""
@@ -69,9 +69,9 @@ class Crew:
         idle = self._idle.get(kind)
         return idle.pop() if idle and idle[-1].ready else None
 
-    def full(self, kind: Kind) -> bool:
-        """None of this kind is idle, and there are as many workers as there are cores."""
-        return not self._idle.get(kind) and len(self.workers) >= self.cores + self.blocked
+    def full(self) -> bool:
+        """There are as many workers as there are cores, and all have something to do."""
+        return len(self.workers) >= self.cores + self.blocked and not any(self._idle.values())
 
     def rest(self, worker: Worker) -> None:
         """It has nothing to do."""

@@ -26,26 +26,28 @@ Environ = tuple[tuple[str, str], ...]
 class Slot:
     """A place on the hardware, while an attempt (or a worker's hand) has it."""
 
-    __slots__ = ("placement", "place", "env", "cores")
+    __slots__ = ("placement", "place", "env", "cores", "host")
 
-    def __init__(self, placement: Placement, place: str, env: Environ, cores: tuple[int, ...] | None) -> None:
+    def __init__(self, placement: Placement, place: str, env: Environ, cores: tuple[int, ...] | None,
+                 host: int = 0) -> None:
         self.placement = placement
         self.place = place      # for people
         self.env = env          # what a Python worker there must have been started with: tile masks and the like
         self.cores = cores      # to bind to; None: not bound
+        self.host = host        # the agent that starts things there
 
 
 # ---- events
 
 
-class Heard(msgspec.Struct):
+class Heard(msgspec.Struct, array_like=True, tag=1):
     """What a worker said, in order."""
 
     worker: int
     messages: list[FromWorker]
 
 
-class Stolen(msgspec.Struct):
+class Stolen(msgspec.Struct, array_like=True, tag=2):
     """The answer to Steal: what the worker had not read.
 
     The worker may go on reading meanwhile, so what is left in its hand need not be the beginning of it; but all of that
@@ -57,7 +59,7 @@ class Stolen(msgspec.Struct):
     running: Key | None = None
 
 
-class WorkerGone(msgspec.Struct):
+class WorkerGone(msgspec.Struct, array_like=True, tag=3):
     """A worker is dead, nothing of it is left, and all that it said has been heard."""
 
     worker: int
@@ -67,7 +69,7 @@ class WorkerGone(msgspec.Struct):
     detail: Detail | None = None
 
 
-class Commanded(msgspec.Struct):
+class Commanded(msgspec.Struct, array_like=True, tag=4):
     """A command has ended (or could not be started) and nothing of it is left."""
 
     key: Key
@@ -79,7 +81,14 @@ class Commanded(msgspec.Struct):
     detail: Detail | None = None
 
 
-class Tick(msgspec.Struct):
+class NodeGone(msgspec.Struct):
+    """A host is lost, or to be used no more, and so are its workers and what it had started."""
+
+    host: int
+    reason: str
+
+
+class Tick(msgspec.Struct, array_like=True, tag=5):
     """Time has passed.  seen: what the cells of the workers in Core.watched say."""
 
     seen: list[tuple[int, Running]] = []
@@ -107,6 +116,7 @@ class StartWorker(msgspec.Struct):
     worker: int
     pool: bytes
     env: Environ
+    host: int = 0
 
 
 class Hand(msgspec.Struct):
@@ -171,5 +181,5 @@ class GiveBack(msgspec.Struct):
     tasks: list[int]
 
 
-Event = Heard | Stolen | WorkerGone | Commanded | Tick | End | Halt | GiveBack | Message
+Event = Heard | Stolen | WorkerGone | Commanded | NodeGone | Tick | End | Halt | GiveBack | Message
 Effect = (StartWorker | Hand | Steal | GrantSlot | EndWorker | StartCommand | SignalCommand | Again | Send | Finish)

@@ -37,8 +37,8 @@ class Packs(Protocol):
     def capacity(self, resources: Resources) -> int: ...
 
 
-Binding = Callable[[Resources, Placement], tuple[Environ, tuple[int, ...] | None]]
-"""What a Python worker at a placement must have been started with, and the cores that its task is bound to."""
+Binding = Callable[[Resources, Placement], tuple[Environ, tuple[int, ...] | None, int]]
+"""What a Python worker at a placement must have been started with, the cores that its task is bound to, its host."""
 
 
 class Planner:
@@ -50,7 +50,7 @@ class Planner:
         self.hungry: dict[int, Worker] = {}       # workers whose hand went down in this turn
         self.watched: dict[int, Worker] = {}      # workers whose cells are to be looked at
         self.makers: dict[int, Worker] = {}       # workers that made a command in this turn and have nothing to do now
-        self.low: dict[int, Group] = {}           # groups of which few commands are made, by identity
+        self.low: dict[int, tuple[Group, int]] = {}    # groups of which few commands are made, and where
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
         self.fresh: dict[Key, Attempt] = {}       # ... that are not known to run for long yet
@@ -72,8 +72,8 @@ class Planner:
         crew = self.crew
         self._expected = pool
         if len(crew.workers) < min(crew.cores, AWAKE):
-            worker = crew.enlist((pool, self._plain))
-            self._effects.append(StartWorker(worker.id, pool, self._plain))
+            worker = crew.enlist((pool, self._plain, 0))
+            self._effects.append(StartWorker(worker.id, pool, self._plain, 0))
             crew.rest(worker)
 
     def ready(self, worker: Worker) -> None:
@@ -110,8 +110,8 @@ class Planner:
         if slot is None:
             if len(self._slots) >= _REMEMBERED:
                 self._slots.clear()
-            env, cores = self._binding(resources, placement)
-            slot = self._slots[resources, placement] = Slot(placement, placement.text, env, cores)
+            slot = Slot(placement, placement.text, *self._binding(resources, placement))
+            self._slots[resources, placement] = slot
         return slot
 
     # ---- hands
@@ -173,8 +173,8 @@ class Planner:
             low.pop(id(group), None)
             if worker.victim is not None or not self._make(worker, group):
                 self.rest(worker)
-        for group in low.values():
-            idle = self.crew.idle((group.task_class.pool, self._plain))
+        for group, host in low.values():
+            idle = self.crew.idle((group.task_class.pool, self._plain, host))
             if idle is not None:
                 idle.group = group
                 group.busy += 1
@@ -232,7 +232,7 @@ class Planner:
     def _in_the_making(self, group: Group) -> bool:
         """The next command is to be made, and all workers that could are making others ahead."""
         return (group.queue[0].stage is Stage.PREPARE and group.makes
-                and self.crew.full((group.task_class.pool, self._plain))
+                and self.crew.full()
                 and any(worker.group is group and worker.slot is None and worker.hand and not worker.blocked
                         for worker in self.crew.workers.values()))
 
@@ -242,13 +242,13 @@ class Planner:
             self.queue.take(group, 1, None)
             self.command(attempt, slot)
             if group.makes and self.queue.few_made(group, AHEAD // 2):
-                self.low[id(group)] = group
+                self.low[id(group)] = group, slot.host
             return
         # Commands are prepared, and hooks run, in a worker that is not tied to a place.
         env = slot.env if group.in_worker else self._plain
-        worker, new = self.crew.hire((group.task_class.pool, env))
+        worker, new = self.crew.hire((group.task_class.pool, env, slot.host))
         if new:
-            self._effects.append(StartWorker(worker.id, group.task_class.pool, env))
+            self._effects.append(StartWorker(worker.id, group.task_class.pool, env, slot.host))
         worker.slot, worker.place, worker.group, worker.resources = slot, slot.place, group, group.resources
         group.busy += 1
         self._hand(worker, group, group.depth() if worker.ready and group.in_worker else 1)

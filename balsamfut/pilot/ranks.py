@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from balsamfut.model import Payload, Pool
+from balsamfut.model import Payload
 from balsamfut.pilot.hand import Define, Order, Setup, Stage
 
 if TYPE_CHECKING:
     from balsamfut.pilot.desk import Desk
-    from balsamfut.pilot.queue import Attempt
+    from balsamfut.pilot.orders import Job
 
 START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.rank import main; main()"
 
@@ -57,20 +57,19 @@ class Call:
         return None
 
 
-def prepare(desk: Desk, attempt: Attempt, pool: Pool, workdir: str) -> Call:
+def prepare(desk: Desk, job: Job, workdir: str) -> Call:
     """Write the call's file into the workdir, where all nodes can read it.  Raises OSError."""
-    item, group = attempt.item, attempt.group
-    folder = Path(workdir) / f".balsamfut-{item.attempt}"
+    folder = Path(workdir) / f".balsamfut-{job.attempt}"
     folder.mkdir(parents=True, exist_ok=True)
-    app = Define(group.cls, group.app.digest, group.app.kind, group.app.name, group.app.hooks, group.task_class.options)
-    order = Order(item.task, item.attempt, item.cls, Stage.CALL, item.spec.args, item.values, item.spec.extra, None,
-                  workdir, item.failures)
+    order = Order(job.task, job.attempt, job.define.cls, Stage.CALL, job.args, job.values, job.extra, None,
+                  workdir, job.failures)
+    pool = desk.pools[job.pool]
     setup = Setup(pool, str(desk.site), str(desk.objects), desk.inline, desk.clients, desk.host,
                   f"pilot-{desk.pilot}", "", "")
     call, result = folder / "call", folder / "result"
     for path in (result, folder / "result.failed"):
         path.unlink(missing_ok=True)
-    letter = Letter(setup, app, desk.core.codes[group.app.digest], order)
+    letter = Letter(setup, job.define, desk.codes[job.define.app], order)
     with open(os.open(call, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(msgspec.msgpack.encode(letter))
     home = str(Path(__file__).resolve().parents[2])

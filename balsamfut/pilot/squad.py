@@ -18,7 +18,8 @@ from balsamfut.messages import Detail, Fault
 from balsamfut.model import Pool
 from balsamfut.pilot import hand
 from balsamfut.pilot.desk import Desk, tail
-from balsamfut.pilot.events import Environ, Event, Hand, Heard, Stolen, WorkerGone
+from balsamfut.pilot.events import Environ, Event, Heard, Stolen, WorkerGone
+from balsamfut.pilot.orders import Give
 from balsamfut.pilot.post import Post
 from balsamfut.pilot.process import Exit, Processes, StartError
 
@@ -32,17 +33,18 @@ _encode = msgspec.msgpack.Encoder().encode
 class Member:
     """One worker process."""
 
-    __slots__ = ("id", "post", "stdout", "stderr", "told", "ending", "pid", "failed")
+    __slots__ = ("id", "post", "stdout", "stderr", "coded", "ending", "pid", "failed", "memory")
 
     def __init__(self, id: int, post: Post, folder: Path) -> None:
         self.id = id
         self.post = post
         self.stdout = str(folder / f"worker-{id}.out")
         self.stderr = str(folder / f"worker-{id}.err")
-        self.told: set[int] = set()      # classes that were defined to it
+        self.coded: set[bytes] = set()   # apps whose code it has
         self.ending = 0                  # the last signal that we sent it
         self.pid = 0
         self.failed = ""                 # why it could not be started
+        self.memory = 0                  # bytes that what it runs may use; 0: not limited
 
 
 class Squad:
@@ -74,7 +76,7 @@ class Squad:
 
     def start(self, number: int, digest: bytes, env: Environ) -> None:
         """Start a worker; that it could not be started is told like its death."""
-        desk, pool = self._desk, self._desk.core.pools[digest]
+        desk, pool = self._desk, self._desk.pools[digest]
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         post = Post()
         member = self._members[number] = Member(number, post, self._folder)
@@ -100,21 +102,22 @@ class Squad:
         return hand.Setup(pool, str(desk.site), str(desk.objects), desk.inline, desk.clients, desk.host,
                           f"pilot-{desk.pilot}/worker-{member.id}", member.stdout, member.stderr)
 
-    def give(self, effect: Hand) -> None:
+    def give(self, give: Give) -> None:
         """Put attempts into a worker's queue, what they refer to first."""
-        member = self._members[effect.worker]
-        post, desk = member.post, self._desk
-        for attempt in effect.attempts:
-            group = attempt.group
-            if group.cls not in member.told:
-                member.told.add(group.cls)
-                app, cls = group.app, group.task_class
-                post.tell(hand.Code(app.digest, desk.core.codes[app.digest]))
-                post.tell(hand.Define(group.cls, app.digest, app.kind, app.name, app.hooks, cls.options))
-            data = _encode(desk.order(attempt, effect.cores))
+        member = self._members.get(give.worker)
+        if member is None:               # it has died, and its leader is about to hear of it
+            return
+        post = member.post
+        member.memory = give.memory
+        for define in give.defines:
+            if define.app not in member.coded:
+                member.coded.add(define.app)
+                post.tell(hand.Code(define.app, self._desk.codes[define.app]))
+            post.tell(define)
+        for task, attempt, data in give.orders:
             if len(data) > hand.SPILL:
-                data = self._spill(attempt.key, data)
-            post.order(attempt.key, data)
+                data = self._spill((task, attempt), data)
+            post.order((task, attempt), data)
         if post.backlog:
             self._backlog.add(member.id)
 
@@ -124,14 +127,19 @@ class Squad:
             file.write(data)
         return _encode(hand.Spilled(*key, str(path)))
 
-    def steal(self, number: int) -> Stolen:
-        post = self._members[number].post
-        keys = post.steal()
-        running = post.running()
+    def steal(self, number: int) -> Stolen | None:
+        """Take back what a worker has not read; None: it is dead, which is told apart."""
+        member = self._members.get(number)
+        if member is None:
+            return None
+        keys = member.post.steal()
+        running = member.post.running()
         return Stolen(number, keys, None if running is None else (running.task, running.attempt))
 
     def grant(self, number: int, task: int) -> None:
-        member = self._members[number]
+        member = self._members.get(number)
+        if member is None:
+            return
         member.post.tell(hand.Grant(task))
         if member.post.backlog:
             self._backlog.add(number)
@@ -186,6 +194,15 @@ class Squad:
         for exit in list(self._lingering.values()):
             events += self.buried(exit)
         return events
+
+    def numbers(self) -> list[int]:
+        """All that there are."""
+        return list(self._members)
+
+    def limited(self) -> list[tuple[int, hand.Running, int]]:
+        """Workers that run something with limited memory: (number, what, bytes)."""
+        return [(number, running, member.memory) for number, member in self._members.items()
+                if member.memory and (running := member.post.running()) is not None]
 
     def running(self, numbers: list[int]) -> list[tuple[int, hand.Running]]:
         """What the cells of these workers say."""

@@ -106,7 +106,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.machine = Machine()
-        self.core = Core(self.machine, lambda resources, placement: ((), None), lambda exc: str(exc).encode(),
+        self.core = Core(self.machine, lambda resources, placement: ((), None, 0), lambda exc: str(exc).encode(),
                          cores=CORES, node_cores=CORES)
         self.workers: dict[int, FakeWorker] = {}
         self.commands: dict[Key, Attempt] = {}
