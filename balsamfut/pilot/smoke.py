@@ -1,9 +1,10 @@
 """Whether a node is fit for work when its agent starts: what the platform's description promises, and what is there.
 
 `look` reads some facts from /proc, /sys and /dev (a few milliseconds, no process is started), `judge` compares them
-with the description and is pure; `problems` is both.  Look before the agent binds itself to cores.  A node with problems is dropped by the leader with these sentences as
-the reason.  What is not known of a node (no such file in a container, a kind of accelerator that has no device files
-that we know) is no problem.  This module knows no task and no message.
+with the description and is pure; `problems` is both.  Look before the agent binds itself to cores.  A node with
+problems is dropped by the leader with these sentences as the reason.  What is not known of a node (no such file in a
+container, a kind of accelerator that has no device files that we know) is no problem.  This module knows no task and no
+message.
 """
 
 from __future__ import annotations
