@@ -147,12 +147,19 @@ def _called(function: object) -> str:
 
 
 def _check_texts(parts: AppParts, options: CallOptions, where: str) -> None:
-    """Templates among the options may use the function's parameters, and cache_ignore names only those."""
+    """Templates among the options may use the function's parameters, cache_ignore names only those, and a command is
+    asked for nothing that only functions have."""
     names = parts.signature.parameters
     for name in options.cache_ignore:
         if name not in names:
             raise InvalidOption(f"{where}: cache_ignore names {name!r}, which is no parameter of {parts.name}; "
                                 f"its parameters are {', '.join(names) or 'none'}")
+    if parts.kind is not AppKind.PYTHON:
+        for option in ("pooled", "gather"):
+            if options.given.get(option):
+                name = "mpi='pool'" if option == "pooled" else option
+                raise InvalidOption(f"{where}: {name} is for Python functions; {parts.name} is a command, and each of its "
+                                    "calls is a launch of its own")
     if options.templated:
         from balsamfut.templates import check
 

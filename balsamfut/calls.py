@@ -215,6 +215,10 @@ class CallPlan:
         Raises what the user's key= function raises.
         """
         app_key = self.app.code_key(combined.version)
+        if combined.options.gather:      # another value for the same arguments
+            from balsamfut.serialize import digest16
+
+            app_key = digest16(app_key + b"gather")
         key = combined.key
         if key is not None:
             return app_key, (key(*self.args, **self.kwargs) if callable(key) else key,), {}

@@ -95,6 +95,7 @@ class Resources(msgspec.Struct, frozen=True, array_like=True):
     node_packing_count: Measured = 0  # k: takes 1/k of each node against all tasks; 0: whatever fits
     mpi: bool = False            # start through the MPI launcher even when it is one rank
     launch_params: tuple[tuple[str, str], ...] = ()
+    pooled: bool = False         # a Python function on ranks that live on for the next call (mpi="pool"; then mpi, too)
 
     @property
     def ranks(self) -> int:
@@ -158,6 +159,7 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     stop_signal: int = 15                           # asked to stop with this ...
     stop_grace: float = 5.0                         # ... and SIGKILL so many seconds later
     cache: bool = False
+    gather: bool = False                            # of an MPI-parallel function: the values of all ranks, as a list
 
 
 class TaskClass(msgspec.Struct, frozen=True, array_like=True):

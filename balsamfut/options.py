@@ -41,7 +41,10 @@ class CallOptions:
 
     @functools.cached_property
     def resources(self) -> Resources:
-        return Resources(**{name: value for name, value in self.given.items() if name in RESOURCES})
+        given = {name: value for name, value in self.given.items() if name in RESOURCES}
+        if self.given.get("gather"):      # a list also where there is one rank
+            given["mpi"] = True
+        return Resources(**given)
 
     @functools.cached_property
     def options(self) -> Options:

@@ -168,6 +168,14 @@ def _flag(name: str, value: object) -> dict[str, Any]:
     return {name: value}
 
 
+def _mpi(name: str, value: object) -> dict[str, Any]:
+    if isinstance(value, str) and value == "pool":
+        return {"mpi": True, "pooled": True}
+    if not isinstance(value, bool):
+        raise refuse(name, value, 'True or False, or "pool": on ranks that live on for the next call')
+    return {"mpi": value, "pooled": False}
+
+
 def _pairs(want: str, valid: Callable[[str], bool]) -> Reader:
     """A mapping of names to words, as sorted pairs: equal requests are to be equal."""
     def read(name: str, value: object) -> dict[str, Any]:
@@ -273,7 +281,8 @@ READERS: Final[dict[str, Reader]] = {
     "node_packing_count": _or_none(_at_least_one, {"node_packing_count": 0}),
     "launch_params": _pairs("a mapping from the launcher's parameters to values", bool),
     "memory": _or_none(_memory, {"memory": 0}),
-    "mpi": _flag,
+    "mpi": _mpi,
+    "gather": _flag,
     "walltime": _or_none(_walltime, {"walltime": 0.0}),
     "wall_time_min": _or_none(_wall_time_min, {"walltime": 0.0}),
     "retries": _count(0),

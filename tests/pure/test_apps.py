@@ -255,6 +255,21 @@ def test_the_error_of_a_key_function_is_the_users_own() -> None:
         energy.bind(({},), {}).key_material(normalise({"key": lambda conf: 1 // 0}))
 
 
+@pytest.mark.parametrize("options", [{"mpi": "pool"}, {"gather": True}])
+def test_what_only_functions_have_is_refused_for_commands(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidOption, match="is for Python functions; hello is a command"):
+        @app.shell("echo", **options)
+        def hello() -> None: ...
+
+
+def test_a_call_that_gathers_has_a_key_of_its_own() -> None:
+    @app
+    def hello() -> None: ...
+
+    plan = hello.bind((), {})
+    assert plan.key_material(normalise({"gather": True}))[0] != plan.key_material(normalise({}))[0]
+
+
 def test_an_apps_key_changes_with_its_template_and_hooks_and_not_with_a_version() -> None:
     def make(template: str) -> App[..., Any]:
         return app.shell(template)(lambda x: None)

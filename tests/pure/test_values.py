@@ -129,7 +129,7 @@ def test_options_of_paths_and_names(given_: dict[str, object], fields: dict[str,
     ("retries", -1, "a whole number that is not negative"),
     ("retries", True, "a whole number"),
     ("priority", 1.5, "a whole number; higher goes first"),
-    ("mpi", 1, "True or False"),
+    ("mpi", 1, "True or False"), ("mpi", "pools", '"pool"'), ("gather", 1, "True or False"),
     ("environment", {"A=B": "x"}, "'A=B' is not a name"),
     ("environment", {"A": None}, r"environment\['A'\] takes a text or a number, not None"),
     ("environment", {"A": True}, r"environment\['A'\] takes"),
@@ -181,6 +181,14 @@ def test_stronger_places_replace_and_mappings_join() -> None:
     assert combine(settings, decorator, NOTHING, call) is both
 
 
+def test_a_weaker_mpi_pool_is_replaced_as_a_whole_and_gather_asks_for_ranks() -> None:
+    pool, plain = normalise({"mpi": "pool"}), normalise({"mpi": True})
+    assert pool.resources == Resources(mpi=True, pooled=True)
+    assert combine(pool, plain).resources == Resources(mpi=True)
+    assert combine(pool, normalise({"mpi": False})).resources == Resources()
+    assert normalise({"gather": True}).resources == Resources(mpi=True)
+
+
 def test_nothing_given_is_one_and_the_same_nothing() -> None:
     assert normalise({}) is NOTHING
     assert combine(NOTHING, NOTHING) is NOTHING
@@ -189,7 +197,7 @@ def test_nothing_given_is_one_and_the_same_nothing() -> None:
 
 def test_every_option_sets_fields_that_the_records_have() -> None:
     samples: dict[str, object] = {
-        "memory": 1, "gpus_per_rank": 1, "walltime": 1, "mpi": True, "link_inputs": True, "cache": True,
+        "memory": 1, "gpus_per_rank": 1, "walltime": 1, "mpi": True, "gather": True, "link_inputs": True, "cache": True,
         "environment": {}, "tags": {}, "launch_params": {}, "inputs": [], "outputs": [], "cleanup_files": [],
         "shell_preamble": "", "workdir": "x", "stdout": "x", "stderr": "x", "name": "x", "version": "1", "key": "k",
         "cache_ignore": [],
