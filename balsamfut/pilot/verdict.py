@@ -3,113 +3,168 @@
 Launchers mix their own failures with those of the ranks, each flavour in its own way: Hydra's code is the bitwise OR of
 the ranks' codes and the bare number of a signal, Open MPI has codes of its own above 180, PALS and srun tell the truth
 in text.  So the text decides where it says something, in the order in which it was written: what follows the first
-failure is mostly its consequence.  What no rule knows is the task's own failure.
+failure is mostly its consequence.  What no rule knows is the task's own failure.  A node is blamed only where the
+launcher names the one that was lost, as opposed to the one that tells of it.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 import signal
 from typing import Final
 
+import msgspec
+
 from balsamfut.messages import Fault
 
-_LAUNCHER, _NODE, _TASK, _MEMORY = Fault.LAUNCHER, Fault.NODE, Fault.TASK, Fault.MEMORY
 
-Rules = list[tuple[re.Pattern[str], Fault]]
+class Cause(enum.Enum):
+    """What ended a launch."""
+
+    NONE = Fault.NONE, 0
+    TASK = Fault.TASK, 1        # a rank's exit code
+    SIGNAL = Fault.TASK, 2      # a rank died from a signal
+    REQUEST = Fault.TASK, 3     # the launcher refuses what it was asked for, and will do so again
+    LAUNCHER = Fault.LAUNCHER, 4
+    VNI = Fault.LAUNCHER, 5     # no Slingshot network isolation key was left: it works without one
+    NODE = Fault.NODE, 6
+    MEMORY = Fault.MEMORY, 7
+
+    @property
+    def fault(self) -> Fault:
+        return self.value[0]
 
 
-def _rules(*rows: tuple[str, Fault]) -> Rules:
-    return [(re.compile(pattern), fault) for pattern, fault in rows]
+class Verdict(msgspec.Struct, frozen=True):
+    """How a launch ended."""
+
+    cause: Cause
+    line: str = ""     # for people; "" for success
+    host: str = ""     # that is to be used no more, as the launcher calls it
+
+    @property
+    def fault(self) -> Fault:
+        return self.cause.fault
 
 
+Rules = list[tuple[re.Pattern[str], Cause]]
+
+
+def _rules(*rows: tuple[str, Cause]) -> Rules:
+    return [(re.compile(pattern), cause) for pattern, cause in rows]
+
+
+_REFUSAL: Final = r"([Uu]n(recognized|known)|[Ii]nvalid|[Ff]ailed to parse|requires an argument)"
 _OURS: Final = _rules(
-    (r".*balsamfut-wrapper: .*", _LAUNCHER),
-    (r"taskset: failed to set .*", _LAUNCHER),   # the cores of the platform's description are not ours here
+    (r".*balsamfut-wrapper: .*", Cause.LAUNCHER),
+    (r"taskset: failed to set .*", Cause.LAUNCHER),   # the cores of the platform's description are not ours here
 )
 _TEXT: Final[dict[str, Rules]] = {
     "pals": _rules(
-        (r"(\S+: )?shepherd died from signal 9\b.*", _NODE),
-        (r"(\S+: )?shepherd died from signal .*", _LAUNCHER),
-        (r"(launch|start|ping) failed on .*", _LAUNCHER),
-        (r"ping RPC timeout from .*", _LAUNCHER),
-        (r".*No VNIs available.*", _LAUNCHER),
-        (r".*Couldn't forward RPC .*", _LAUNCHER),
-        (r"(\S+: )?rank \d+ exited with code \d+.*", _TASK),
-        (r"(\S+: )?rank \d+ died from signal (?!15\b)\d+.*", _TASK),
+        (r"(?P<host>\S+): shepherd died from signal 9\b.*", Cause.NODE),
+        (r"(\S+: )?shepherd died from signal .*", Cause.LAUNCHER),     # 11 may be PMIx: nobody's node
+        (r".*No VNIs available.*", Cause.VNI),
+        (r"ping failed on \S+ No reply from (?P<host>\S+).*", Cause.LAUNCHER),
+        (r"ping RPC timeout from (?P<host>\S+).*", Cause.LAUNCHER),
+        (r".*Couldn't forward RPC .*", Cause.LAUNCHER),                # the tree of daemons is busy: nobody's node
+        (rf"(launch|start) failed on .*{_REFUSAL}.*", Cause.REQUEST),
+        (r"(launch|start|ping) failed on .*", Cause.LAUNCHER),
+        (r"(\S+: )?rank \d+ exited with code \d+.*", Cause.TASK),
+        (r"(\S+: )?rank \d+ died from signal (?!15\b)\d+.*", Cause.SIGNAL),
     ),
     "hydra": _rules(
-        (r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*", _TASK),
-        (r"=\s+(BAD TERMINATION OF|EXIT CODE: ).*", _TASK),   # before the lines of proxies that lose their ranks
-        (r"ssh: .*", _LAUNCHER),
-        (r"\[(mpiexec|proxy).*(bind process failed|cpubind failed|execvp error|unrecognized argument)", _LAUNCHER),
-        (r"\[(mpiexec|proxy).*(Launch proxy failed|unable to .*|[Cc]ould not .*|error parsing .*)", _LAUNCHER),
+        (r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*", Cause.SIGNAL),
+        (r"=\s+(BAD TERMINATION OF|EXIT CODE: ).*", Cause.TASK),   # before the lines of proxies that lose their ranks
+        (r"ssh: connect to host (?P<host>\S+) .*", Cause.LAUNCHER),
+        (r"ssh: .*", Cause.LAUNCHER),
+        (r"\[(mpiexec|proxy).*unrecognized argument.*", Cause.REQUEST),
+        (r"\[(mpiexec|proxy).*(bind process failed|cpubind failed|execvp error)", Cause.LAUNCHER),
+        (r"\[(mpiexec|proxy).*(Launch proxy failed|unable to .*|[Cc]ould not .*|error parsing .*)", Cause.LAUNCHER),
     ),
     "openmpi": _rules(
-        (r".*There are not enough slots available.*", _LAUNCHER),
-        (r".*(lost communication with|has lost connection to) a remote daemon.*", _NODE),
-        (r".*was unable to (launch|start) the specified application.*", _LAUNCHER),
-        (r"An unrecognized option was included.*", _LAUNCHER),
-        (r"A daemon failed to report back.*", _LAUNCHER),
-        (r".*(PRTE|ORTE)( daemon)? (was unable to|has failed|failed to) .*", _LAUNCHER),
-        (r"ssh: .*", _LAUNCHER),
-        (r".*noticed that process rank \d+ .*", _TASK),   # the signal is on the next line, and in the code
-        (r"Exit code:\s+\d+.*", _TASK),
+        (r".*There are not enough slots available.*", Cause.LAUNCHER),
+        (r".*(lost communication with|has lost connection to) a remote daemon.*", Cause.NODE),
+        (r".*was unable to (launch|start) the specified application.*", Cause.LAUNCHER),
+        (r"An unrecognized option was included.*", Cause.REQUEST),
+        (r"A daemon failed to report back.*", Cause.LAUNCHER),
+        (r".*(PRTE|ORTE)( daemon)? (was unable to|has failed|failed to) .*", Cause.LAUNCHER),
+        (r"ssh: connect to host (?P<host>\S+) .*", Cause.LAUNCHER),
+        (r"ssh: .*", Cause.LAUNCHER),
+        (r".*noticed that process rank \d+ .*", Cause.SIGNAL),   # which is on the next line, and in the code
+        (r"Exit code:\s+\d+.*", Cause.TASK),
     ),
     "srun": _rules(
-        (r"(srun|slurmstepd): error: .*([Nn]ode failure|NODE FAIL).*", _NODE),
-        (r"(srun|slurmstepd): error: .*([Oo]ut [Oo]f [Mm]emory|oom.kill).*", _MEMORY),
-        (r"srun: error: .*tasks? [-\d,]+: .*", _TASK),   # "Exited with exit code 3", "Segmentation fault" ...
-        (r"srun: (error: )?.*[Uu]nable to (create|confirm|resolve|contact|allocate).*", _LAUNCHER),
-        (r"srun: (error: )?.*([Ss]tep creation temporarily disabled|[Mm]ore processors requested than).*", _LAUNCHER),
-        (r"srun: (error: )?.*([Ii]nvalid (node|job)|[Ss]ocket timed out|unrecognized option).*", _LAUNCHER),
-        (r"srun: error: .*[Tt]ask launch .*failed.*", _LAUNCHER),
+        (r"(srun|slurmstepd): error: .*(Node failure on|NODE FAILURE on) (?P<host>[^\s,\[\]]+)$", Cause.NODE),
+        (r"(srun|slurmstepd): error: .*([Nn]ode failure|NODE FAIL).*", Cause.NODE),
+        (r"(srun|slurmstepd): error: .*([Oo]ut [Oo]f [Mm]emory|oom.kill).*", Cause.MEMORY),
+        (r"srun: error: .*tasks? [-\d,]+: Exited with .*", Cause.TASK),
+        (r"srun: error: .*tasks? [-\d,]+: .*", Cause.SIGNAL),   # "Killed", "Segmentation fault" ...
+        (r"srun: (error: )?.*(unrecognized option|[Mm]ore processors requested than).*", Cause.REQUEST),
+        (r"srun: (error: )?.*[Uu]nable to (create|confirm|resolve|contact|allocate).*", Cause.LAUNCHER),
+        (r"srun: (error: )?.*[Ss]tep creation temporarily disabled.*", Cause.LAUNCHER),
+        (r"srun: (error: )?.*([Ii]nvalid (node|job)|[Ss]ocket timed out).*", Cause.LAUNCHER),
+        (r"srun: error: .*[Tt]ask launch .*failed.*", Cause.LAUNCHER),
     ),
 }
-_CODES: Final[dict[str, dict[int, tuple[Fault, str]]]] = {
-    "openmpi": {213: (_LAUNCHER, "mpiexec refused the request (213)"),
-                183: (_LAUNCHER, "mpiexec found no program (183)")},
-    "srun": {253: (_MEMORY, "the step ran out of memory (253)")},
+_CODES: Final[dict[str, dict[int, tuple[Cause, str]]]] = {
+    "openmpi": {213: (Cause.REQUEST, "mpiexec refused the request (213)"),
+                183: (Cause.LAUNCHER, "mpiexec found no program (183)")},
+    "srun": {253: (Cause.MEMORY, "the step ran out of memory (253)")},
 }
+_DAEMON: Final = re.compile(r"Remote daemon:.* on node (\S+)")   # of Open MPI: some lines after the loss is told
+_SIGNALLED: Final = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: (.*)")   # of Hydra
 _LONGEST: Final = 300   # characters of a line that are worth telling
 
 
-def judge(flavour: str, returncode: int, stderr_tail: str) -> tuple[Fault, str]:
-    """Whose fault, and one line for people ("" for success).
+def read(flavour: str, returncode: int, said: str) -> Verdict:
+    """Whose fault, and one line for people.
 
-    flavour: of the launcher, "" for a process without one.  returncode: negative: ended by that signal.  stderr_tail:
-    the end of what it wrote; for MPI tasks with stdout, if that is apart, as Hydra tells of signals there.
+    flavour: of the launcher, "" for a process without one.  returncode: negative: ended by that signal.  said: the end
+    of what it wrote to stderr; for MPI tasks with stdout, if that is apart, as Hydra tells of signals there.
     """
     if returncode == 0:
-        return Fault.NONE, ""
+        return Verdict(Cause.NONE)
     if not flavour:
-        return _TASK, _plainly(returncode)
+        return _plainly(returncode)
     rules = _OURS + _TEXT[flavour]
-    for line in stderr_tail.splitlines():
-        for pattern, fault in rules:
+    for line in said.splitlines():
+        for pattern, cause in rules:
             found = pattern.match(line.strip())
             if found:
-                return fault, _told(returncode, found[0], stderr_tail)
+                return _told(flavour, returncode, cause, found, said)
     if returncode in _CODES.get(flavour, {}):
-        return _CODES[flavour][returncode]
-    return _TASK, _plainly(returncode)
+        return Verdict(*_CODES[flavour][returncode])
+    return _plainly(returncode)
 
 
-def _told(returncode: int, line: str, text: str) -> str:
-    exit_string = re.search(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: (.*)", text)
-    if exit_string and line.startswith(("=", "YOUR ")):   # Hydra, whose code does not tell a signal from an exit
-        return exit_string[1][:_LONGEST]
-    if line.startswith(("=", "Exit code:", "prterun noticed")):   # the code says more
+def judge(flavour: str, returncode: int, said: str) -> tuple[Fault, str]:
+    """The same in short: whose fault, and one line for people."""
+    verdict = read(flavour, returncode, said)
+    return verdict.fault, verdict.line
+
+
+def _told(flavour: str, returncode: int, cause: Cause, found: re.Match[str], said: str) -> Verdict:
+    """The verdict of a line that a rule knows, with what other lines say about it."""
+    line, host = found[0], (found.groupdict().get("host") or "").rstrip(":")
+    if flavour == "hydra" and cause in (Cause.TASK, Cause.SIGNAL):   # the code does not tell a signal from an exit
+        signalled = _SIGNALLED.search(said)
+        return Verdict(Cause.SIGNAL, signalled[1][:_LONGEST]) if signalled else _plainly(returncode)
+    if flavour == "openmpi" and cause in (Cause.TASK, Cause.SIGNAL):   # the code says more
         return _plainly(returncode)
-    return line[:_LONGEST]
+    if flavour == "openmpi" and cause is Cause.NODE:
+        daemon = _DAEMON.search(said)
+        host = daemon[1] if daemon else ""
+    return Verdict(cause, line[:_LONGEST], host)
 
 
-def _plainly(returncode: int) -> str:
+def _plainly(returncode: int) -> Verdict:
     if returncode < 0:
-        return f"ended by {_signal(-returncode)}"
+        return Verdict(Cause.SIGNAL, f"ended by {_signal(-returncode)}")
     if 128 < returncode < 128 + 32:
-        return f"exit code {returncode} (a process was ended by {_signal(returncode - 128)})"
-    return f"exit code {returncode}"
+        return Verdict(Cause.SIGNAL,
+                       f"exit code {returncode} (a process was ended by {_signal(returncode - 128)})")
+    return Verdict(Cause.TASK, f"exit code {returncode}")
 
 
 def _signal(number: int) -> str:

@@ -55,6 +55,7 @@ class Launcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flavour: str = ""           # pals, hydra, openmpi, srun; ssh, for agents only; "": to be found (platforms.probe)
     exe: str = ""               # "": mpiexec, srun or ssh, as the flavour has it
     hostfile_over: int = 64     # more hosts than this are given in a file
+    launch_rate: float = 0.0    # launches that may begin per second; 0: no limit
     launch_budget: int = 0      # launches per batch job; 0: no limit
     max_concurrent: int = 0     # launches at a time; 0: no limit
     launch_from: str = "first"  # node that runs the launcher: first (of the task's nodes) or head

@@ -4,7 +4,6 @@ import pytest
 
 from balsamfut import platforms
 from balsamfut.errors import InvalidOption
-from balsamfut.messages import Fault
 from balsamfut.model import TILE, Resources
 from balsamfut.pilot import dialects, launch
 from balsamfut.pilot.launch import Plan
@@ -298,7 +297,7 @@ def test_known_launch_params_pass() -> None:
     assert launch.check_params("", {}) is None
 
 
-# ---- what is inherited, and how exits are read
+# ---- what is inherited
 
 
 def test_what_launchers_put_into_the_environment_is_taken_out_and_users_settings_stay() -> None:
@@ -309,71 +308,3 @@ def test_what_launchers_put_into_the_environment_is_taken_out_and_users_settings
          "MPI_LOCALNRANKS", "HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_initial_wdir", "PRTE_LAUNCHED",
          "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_CPU_BIND_LIST"], "0")
     assert launch.scrub({**users, **launchers}) == users
-
-
-@pytest.mark.parametrize(("flavour", "code", "text", "fault", "said"), [
-    ("", 0, "", Fault.NONE, ""),
-    ("", 3, "no such luck", Fault.TASK, "exit code 3"),
-    ("", -11, "", Fault.TASK, "ended by signal 11 (SIGSEGV)"),
-    ("", 137, "", Fault.TASK, "exit code 137 (a process was ended by signal 9 (SIGKILL))"),
-    ("", 1, "ping failed on x1: No reply", Fault.TASK, "exit code 1"),
-    # PALS
-    ("pals", 3, "noise\nx1: rank 4 exited with code 3\nx1: rank 0 died from signal 15", Fault.TASK,
-     "x1: rank 4 exited with code 3"),
-    ("pals", 139, "x1: rank 0 died from signal 15\nx2: rank 9 died from signal 11 and dumped core", Fault.TASK,
-     "x2: rank 9 died from signal 11 and dumped core"),
-    ("pals", 1, "ping failed on x1: No reply from x2 after 87s\nx1: rank 0 died from signal 15", Fault.LAUNCHER,
-     "ping failed on x1: No reply from x2 after 87s"),
-    ("pals", 127, "launch failed on x1: Couldn't forward RPC launch(1) to child x2: Resource temporarily unavailable",
-     Fault.LAUNCHER, None),
-    ("pals", 1, "start failed on x1: No VNIs available in internal allocator", Fault.LAUNCHER, None),
-    ("pals", 1, "ping RPC timeout from x1 after 120s", Fault.LAUNCHER, None),
-    ("pals", 137, "x1: shepherd died from signal 9\nx2: rank 3 died from signal 15", Fault.NODE,
-     "x1: shepherd died from signal 9"),
-    ("pals", 139, "x1: shepherd died from signal 11", Fault.LAUNCHER, None),
-    ("pals", 127, "", Fault.TASK, "exit code 127"),
-    # Hydra: its code of a signal is the bare number, and the text is on stdout
-    ("hydra", 11, ("=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n"
-                   "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Segmentation fault (signal 11)"),
-     Fault.TASK, "Segmentation fault (signal 11)"),
-    ("hydra", 11, "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Segmentation fault (signal 11)", Fault.TASK,
-     "Segmentation fault (signal 11)"),
-    ("hydra", 7, "[proxy:0@vm] HYDU_create_process (launch.c:66): bind process failed", Fault.LAUNCHER, None),
-    ("hydra", 255, "[mpiexec@vm] match_arg (args.c:166): unrecognized argument bogus", Fault.LAUNCHER, None),
-    ("hydra", 255, "ssh: Could not resolve hostname x1: Name or service not known", Fault.LAUNCHER, None),
-    ("hydra", 7, "", Fault.TASK, "exit code 7"),
-    # Open MPI
-    ("openmpi", 3, ("prterun detected that one or more processes exited with non-zero status,\n"
-                    "   Process name: [prterun-vm-26412@1,1]\n   Exit code:    3\n"), Fault.TASK, "exit code 3"),
-    ("openmpi", 139, ("prterun noticed that process rank 1 with PID 26424 on node vm exited on\n"
-                      "signal 11 (Segmentation fault)."),
-     Fault.TASK, "exit code 139 (a process was ended by signal 11 (SIGSEGV))"),
-    ("openmpi", 213, "An unrecognized option was included on the mpiexec command line:", Fault.LAUNCHER, None),
-    ("openmpi", 213, "", Fault.LAUNCHER, None),
-    ("openmpi", 1, "There are not enough slots available in the system to satisfy the 2", Fault.LAUNCHER, None),
-    ("openmpi", 1, "A daemon failed to report back after being spawned. This could", Fault.LAUNCHER, None),
-    ("openmpi", 1, "PRTE has lost communication with a remote daemon.", Fault.NODE, None),
-    ("openmpi", 1, "", Fault.TASK, "exit code 1"),
-    # srun
-    ("srun", 3, "srun: error: n1: task 0: Exited with exit code 3", Fault.TASK, None),
-    ("srun", 139, "srun: error: n1: tasks 0-3: Segmentation fault (core dumped)", Fault.TASK, None),
-    ("srun", 1, "srun: error: Unable to create step for job 7: Requested nodes are busy", Fault.LAUNCHER, None),
-    ("srun", 1, "srun: Job 7 step creation temporarily disabled, retrying (Requested nodes are busy)", Fault.LAUNCHER,
-     None),
-    ("srun", 1, "srun: error: Node failure on n2", Fault.NODE, None),
-    ("srun", 253, "", Fault.MEMORY, None),
-    ("srun", 1, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0", Fault.MEMORY, None),
-    # ours
-    ("hydra", 1, "taskset: failed to set pid 0's affinity: Invalid argument", Fault.LAUNCHER, None),
-    ("hydra", 2, "/dir/wrapper.sh: 3: MPI_LOCALRANKID: balsamfut-wrapper: the MPI launcher did not set it",
-     Fault.LAUNCHER, None),
-    ("hydra", 97, "balsamfut-wrapper: no place for local rank 12 of node 0", Fault.LAUNCHER, None),
-])
-def test_an_exit_is_the_tasks_or_the_launchers_or_the_nodes(flavour: str, code: int, text: str, fault: Fault,
-                                                             said: str | None) -> None:
-    judged = launch.judge(flavour, code, text)
-    assert judged[0] == fault
-    if said is None:
-        assert judged[1]
-    else:
-        assert judged[1] == said
