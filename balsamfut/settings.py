@@ -53,6 +53,11 @@ class Pilot(msgspec.Struct, frozen=True):
         "the machine's description; workstation: this machine as it is"))] = "workstation"
     nodes: Annotated[int, Meta(ge=1, description="nodes of a local pilot; pretend ones where they are not there")] = 1
     max_workers: Annotated[int, Meta(ge=0, description="tasks that run at once; 0: as many as there are cores")] = 0
+    hosts: Annotated[str, Meta(description=(
+        "a file with the names of the hosts of a local pilot, one a line, this host among them, such as a batch job's "
+        "$PBS_NODEFILE"))] = ""
+    pretend: Annotated[bool, Meta(description=(
+        "those hosts have not the cores and tiles of the platform: nothing is bound"))] = False
 
 
 SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {

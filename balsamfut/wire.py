@@ -17,6 +17,7 @@ import logging
 import os
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -24,7 +25,6 @@ from typing import Any, Final
 
 import msgspec
 import zmq
-import zmq.utils.z85
 
 from balsamfut.errors import SiteError
 from balsamfut.messages import Message
@@ -88,10 +88,11 @@ class _Guests:
 
             self._thread = ThreadAuthenticator(zmq.Context.instance())
             self._thread.start()
-            self._thread.configure_curve_callback("*", self)
+        self._thread.configure_curve_callback(domain, self)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return zmq.utils.z85.encode(key) in self.allowed.get(domain, ())
+        """What the authenticator asks for each guest; the key in Z85."""
+        return key in self.allowed.get(domain, ())
 
 
 _guests = _Guests()
@@ -184,6 +185,7 @@ class Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode
+        self._unsent: deque[bytes] = deque()
         self._socket.connect(address)
         self.address = address
 
@@ -193,6 +195,8 @@ class Link:
 
     def receive(self, limit: int) -> list[Message]:
         """What has arrived in at most `limit` sendings; never waits."""
+        if self._unsent:
+            self._push()
         got: list[Message] = []
         receive, decode = self._socket.recv_multipart, self._decode
         try:
@@ -208,7 +212,17 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Queue a message; it waits here while the door is away."""
-        self._socket.send(_encode(message), zmq.NOBLOCK)
+        self._unsent.append(_encode(message))
+        self._push()
+
+    def _push(self) -> None:
+        # A socket whose peer has just refused it takes nothing until it tries again.
+        try:
+            while self._unsent:
+                self._socket.send(self._unsent[0], zmq.NOBLOCK)
+                self._unsent.popleft()
+        except zmq.Again:
+            pass
 
     def close(self, linger: float = 0.0) -> None:
         """Close; what is queued is sent for up to `linger` seconds (in the background)."""

@@ -39,7 +39,12 @@ class LocalPilots:
         argv = [sys.executable, "-P", "-m", "balsamfut.pilot.agent", "--site", str(self._site),
                 "--pilot", str(row.id), "--token", row.token, "--address", self._address, "--starter", str(os.getpid()),
                 "--platform", shape.platform, "--nodes", str(shape.nodes)]
-        argv += ["--cores", str(shape.cores)] if shape.platform == "workstation" else ["--pretend"]
+        if shape.platform == "workstation":
+            argv += ["--cores", str(shape.cores)]
+        if shape.hosts:
+            argv += ["--hosts", shape.hosts]
+        if shape.pretend or (shape.platform != "workstation" and not shape.hosts):
+            argv += ["--pretend"]
         self._pilots[row.token] = row.id
         self._provider.submit(
             BlockSpec(row.token, tuple(argv), str(self._log(row.id)), os.getcwd()), now)

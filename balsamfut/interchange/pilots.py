@@ -76,7 +76,8 @@ class Pilots:
         usual = self.sessions.config.usual
         platform = message.platform or usual.platform
         cores = message.max_workers or (usual.cores if platform == usual.platform else 0)
-        wished = Shape(platform, message.nodes or usual.nodes, cores if platform == "workstation" else 0)
+        nodes = usual.nodes if usual.hosts else message.nodes or usual.nodes
+        wished = Shape(platform, nodes, cores if platform == "workstation" else 0, usual.hosts, usual.pretend)
         if wished == self.sessions.shape:
             return
         self.sessions.shape = wished

@@ -73,9 +73,10 @@ class Server:
         self.store = Store(self.settings.database_url(site), synchronous=self.settings.synchronous(args.embedded))
         self.store.open()
         chosen = self.settings.pilot
-        usual = shape(chosen.platform, chosen.nodes, chosen.max_workers)
+        usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
-        first = shape(platform, args.nodes or usual.nodes, args.cores or chosen.max_workers)
+        first = shape(platform, args.nodes or usual.nodes, args.cores or chosen.max_workers, chosen.hosts,
+                      chosen.pretend)
         platforms.load(platform)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),

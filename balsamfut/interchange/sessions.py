@@ -24,6 +24,8 @@ class Shape:
     platform: str
     nodes: int
     cores: int      # of a workstation; 0: as many as the machine has
+    hosts: str = ""          # a file with the names of the nodes; "": they are all this machine
+    pretend: bool = False    # those nodes are not what the platform says
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,30 +25,14 @@ from typing import Final
 from balsamfut import faults, platforms
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
 from balsamfut.pilot import spool
-from balsamfut.pilot.commands import Commands
+from balsamfut.pilot.company import Company
 from balsamfut.pilot.core import Core
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
-from balsamfut.pilot.events import (
-    Again,
-    Effect,
-    EndWorker,
-    Event,
-    Finish,
-    GrantSlot,
-    Hand,
-    Key,
-    Send,
-    SignalCommand,
-    StartCommand,
-    StartWorker,
-    Steal,
-    Tick,
-    WorkerGone,
-)
-from balsamfut.pilot.process import Processes, start_guardian
-from balsamfut.pilot.queue import Where
-from balsamfut.pilot.squad import Squad
+from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
+from balsamfut.pilot.gather import Gathering, read_hosts
+from balsamfut.pilot.orders import Run, Take
+from balsamfut.pilot.staff import SAMPLE, Order, Staff
 from balsamfut.pilot.uplink import Uplink
 from balsamfut.placement import Packer
 from balsamfut.platforms import Platform
@@ -63,8 +47,6 @@ BEAT: Final = 1.0
 """Seconds between signs of life, and between looks at the connection file."""
 IDLE_GRACE: Final = 1.0
 """Seconds that a pilot with nothing in hand waits for an interchange."""
-SAMPLE: Final = 0.5
-"""Seconds between looks at the memory of tasks that are limited."""
 GATHER: Final = 0.0003
 """Seconds to wait for more when much is going on: one message for many results."""
 MUCH: Final = 8
@@ -84,27 +66,27 @@ class Agent:
         now = time.time()
         self.options = options
         self.site = Path(options.site).absolute()
-        names = node_names(platform, options.nodes, options.pretend)
+        names = read_hosts(options.hosts) if options.hosts else node_names(platform, options.nodes, options.pretend)
         self.poller = Poller()
         self.uplink = Uplink(self.site, options.address, options.starter, self.poller, now)
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
-                         platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients)
+                         platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients,
+                         apart=bool(options.hosts) and len(names) > 1)
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Core(Packer(platform.node, names), self.dispatch.binding, error_payload,
-                         cores=cores * options.nodes, node_cores=cores)
+                         cores=cores * len(names), node_cores=cores)
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
-        self._plenty = MUCH + 2 * cores * options.nodes    # attempts that are more than run here, and as many again
-        self.guardian = start_guardian(options.token)
-        self.processes = Processes()
-        self.squad = Squad(self.desk, self.processes)
-        self.commands = Commands(self.desk, self.processes)
+        self._plenty = MUCH + 2 * cores * len(names)    # attempts that are more than run here, and as many again
+        self.staff = Staff(self.desk)
+        self.company: Company | None = None
+        self.gathering: Gathering | None = None
         self.waker = Waker()
         self.asked_to_stop = False
         self.done = ""               # the reason, once nothing is left
         self.abandoned = False       # nobody is to be told
-        self._tick = self._beat = self._sample = self._reported = now
-        for readable in (self.squad.fileno(), *self.processes.fds(), self.waker):
+        self._tick = self._beat = self._reported = now
+        for readable in (*self.staff.fds(), self.waker):
             self.poller.register(readable)
 
     # ---- the loop
@@ -115,7 +97,10 @@ class Agent:
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
-        self.enrol()
+        if self.desk.apart:
+            self.gather(time.time())
+        else:
+            self.enrol()
         while not self.done:
             readable = self.poller.poll(self.patience())
             if self.waker in readable:
@@ -123,18 +108,33 @@ class Agent:
             self.turn(time.time(), self.uplink.link in readable)
         self.leave()
 
+    def gather(self, now: float) -> None:
+        """Start the agents of the other hosts; the interchange hears of us when they are here."""
+        cores = self.options.cores or 0
+        self.gathering = Gathering(self.desk, self.staff, self.desk.platform, cores, self.options.gather, now)
+        self.company = self.gathering.company
+        self.poller.register(self.company.door)
+
+    def assemble(self, now: float) -> None:
+        """Go on to work with those that are here."""
+        assert self.company is not None
+        self.gathering = None
+        for host, reason in self.company.missing.items():
+            self.handle(NodeGone(host, reason), now)
+        self.enrol()
+
     def patience(self) -> float:
         """Seconds until something is to be done even if nobody says anything."""
         planner = self.core.planner
         now = time.time()
         due = self._beat + BEAT
-        if planner.watched or planner.fresh or self.squad.busy or self.commands.busy:
+        if planner.watched or planner.fresh or self.staff.busy:
             due = min(due, self._tick + TICK)
         timer = self.core.next_timer()
         if timer is not None:
             due = min(due, timer + 0.001)
         if self.core.limited:
-            due = min(due, self._sample + SAMPLE)
+            due = min(due, self._tick + SAMPLE)
         if self.core.outbox.waiting:
             due = min(due, self._reported + SPACING)
         return max(0.0, due - now)
@@ -142,9 +142,10 @@ class Agent:
     def turn(self, now: float, told: bool) -> None:
         """told: the interchange has said something."""
         # What has ended comes first: an order to end it comes too late.
-        for event in self.squad.listen():
+        for event in self.staff.listen(now):
+            self.arrive(event, now)
+        for event in self.company.listen(now) if self.company is not None else ():
             self.handle(event, now)
-        self.reap(now)
         for message in self.uplink.receive(256, now) if told else ():
             self.hear(message, now)
         if now - self._tick >= TICK:
@@ -154,8 +155,12 @@ class Agent:
         if self.asked_to_stop:
             self.asked_to_stop = False
             self.handle(Stop(STOP_GRACE), now)
+        if self.gathering is not None and self.gathering.over(now):
+            self.assemble(now)
         self.perform(self.core.plan(now), now)
         self.report(now)
+        if self.company is not None:
+            self.company.flush()
 
     def hear(self, message: Message, now: float) -> None:
         if isinstance(message, Launch):
@@ -166,42 +171,26 @@ class Agent:
         self.handle(message, now)
 
     def handle(self, event: Event, now: float) -> None:
-        if type(event) is WorkerGone:
-            self.dispatch.forget(event.worker)
+        if isinstance(event, WorkerGone | Commanded):
+            self.dispatch.forget(event)
         self.perform(self.core.handle(event, now), now)
-
-    def reap(self, now: float) -> None:
-        for exit in self.processes.reap():
-            of_worker = isinstance(exit.key, tuple) and exit.key[0] == "worker"
-            for event in self.squad.buried(exit) if of_worker else self.commands.ended(exit, now):
-                self.handle(event, now)
 
     def tick(self, now: float) -> None:
         """Look at what nobody tells."""
         self._tick = now
-        for event in (*self.squad.push(), *self.commands.linger()):
-            self.handle(event, now)
-        memory: list[tuple[Key, int]] = []
-        if self.core.limited and now - self._sample >= SAMPLE:
-            self._sample = now
-            memory = self.memory()
-        self.handle(Tick(self.squad.running(list(self.core.planner.watched)), memory), now)
-
-    def memory(self) -> list[tuple[Key, int]]:
-        """Bytes in use by the attempts that are limited."""
-        owners = {}
-        for task, number in self.core.limited:
-            attempt = self.core.attempts[task]
-            owners[task, number] = self.squad.key(attempt.worker) if attempt.where is Where.HAND else (task, number)
-        used = self.processes.memory(owners.values())
-        return [(key, used[owner]) for key, owner in owners.items()]
+        for event in self.staff.tick(now, list(self.core.planner.watched)):
+            self.arrive(event, now)
 
     def beat(self, now: float) -> None:
         """Say that we are here, and look whether the interchange is."""
         self._beat = now
-        self.processes.tidy()
-        if self.uplink.look(now):
+        self.staff.processes.tidy()
+        for event in self.company.tick(now) if self.company is not None else ():
+            self.handle(event, now)
+        if self.uplink.look(now) and self.gathering is None:
             self.enrol()
+        elif self.gathering is not None:
+            pass                 # it does not know us yet
         elif self.uplink.away is None:
             self.uplink.send(PilotBeat())
         elif now - self.uplink.away > self.grace() and not self.abandoned:
@@ -218,37 +207,47 @@ class Agent:
     # ---- effects
 
     def perform(self, effects: Sequence[Effect], now: float) -> None:
+        tickets: list[tuple[int, int]] = []      # what other hosts were asked for
         for effect in effects:
-            kind = type(effect)
-            if kind is Hand:
-                self.squad.give(self.dispatch.give(effect))  # type: ignore[arg-type]
+            ordered = self.dispatch.order_of(effect)
+            if ordered is None:
+                self.do(effect, tickets, now)
+                continue
+            host, order = ordered
+            if host and self.company is not None:
+                self.command_others(host, order, tickets)
             else:
-                self.do(effect, now)
+                for event in self.staff.obey(order, now):
+                    self.arrive(event, now)
+            if type(order) is Run and self.company is not None:
+                others = self.dispatch.hosts(order.job.placement)[1:]
+                if others:
+                    token = f"{self.desk.token}.{host}" if host else self.desk.token
+                    self.company.spread(host, order.job.key, f"{token}:{order.job.task}:{order.job.attempt}", others)
 
-    def do(self, effect: Effect, now: float) -> None:
+    def command_others(self, host: int, order: Order, tickets: list[tuple[int, int]]) -> None:
+        assert self.company is not None
+        if type(order) is Take:
+            tickets.append(self.company.take(host, order.worker))
+        else:
+            self.company.send(host, order)
+
+    def do(self, effect: Effect, tickets: list[tuple[int, int]], now: float) -> None:
         match effect:
-            case StartWorker():
-                self.squad.start(effect.worker, effect.pool, effect.env)
-            case Steal():
-                stolen = self.squad.steal(effect.worker)
-                if stolen is not None:
-                    self.handle(stolen, now)
-            case GrantSlot():
-                self.squad.grant(effect.worker, effect.task)
-            case EndWorker():
-                self.squad.end(effect.worker, effect.signal)
-            case StartCommand():
-                failed = self.commands.start(self.dispatch.job(effect.attempt), now)
-                if failed is not None:
-                    self.handle(failed, now)
-            case SignalCommand():
-                self.commands.signal(effect.key, effect.signal)
             case Again():
-                self.handle(effect.event, now)
+                if tickets and self.company is not None:
+                    self.company.hold(tickets, effect.event)
+                else:
+                    self.handle(effect.event, now)
             case Send():
                 self.uplink.send(effect.message)
             case Finish():
                 self.done = effect.reason
+
+    def arrive(self, event: Event, now: float) -> None:
+        """An event of this host."""
+        for each in self.company.arrived(event) if self.company is not None else (event,):
+            self.handle(each, now)
 
     # ---- the interchange
 
@@ -257,10 +256,15 @@ class Agent:
         node, options = self.desk.platform.node, self.options
         self.desk.clients = self.uplink.clients
         self.uplink.send(Enrol(PROTOCOL, options.pilot, options.token, os.getpid(), self.desk.host,
-                               self.desk.platform.name, self.desk.names, len(node.cores), len(node.tiles), node.memory,
+                               self.desk.platform.name, self.nodes(), len(node.cores), len(node.tiles), node.memory,
                                self.core.held()))
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
+
+    def nodes(self) -> list[str]:
+        """The names of the nodes that are used."""
+        missing = self.company.missing if self.company is not None else {}
+        return [name for index, name in enumerate(self.desk.names) if index not in missing]
 
     def report(self, now: float) -> None:
         """Say what is new; while there is much to do for long, only so often: each message is a turn of others, too."""
@@ -286,14 +290,20 @@ class Agent:
                     outbox.received(message.seq)
         if outbox.unacknowledged:
             spool.write(self.site, self.options.pilot, outbox.unacknowledged.values())
+        if self.company is not None:
+            self.disband()
         self.uplink.send(Leaving(self.done))
         self.uplink.close(0.0 if self.abandoned else 1.0)
-        left = self.processes.end()
-        if left:
-            log.warning("processes that cannot be killed: %s", left)
-        self.commands.close()
-        self.guardian.goodbye()
-        self.squad.close()
+        self.staff.end()
+
+    def disband(self) -> None:
+        """Have the agents of the other hosts leave, and wait for that a little."""
+        assert self.company is not None
+        self.company.disband()
+        deadline = time.time() + FAREWELL
+        while not self.company.empty and time.time() < deadline:
+            self.poller.poll(0.1)
+            self.company.listen(time.time())
 
     def stop(self, *_: object) -> None:
         """A signal handler: end in good order."""
@@ -316,6 +326,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--starter", type=int, default=0, help="process that is our parent for as long as it lives")
     parser.add_argument("--platform", default="workstation")
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--hosts", type=Path, help="a file with the names of the hosts, one a line: a node on each")
+    parser.add_argument("--gather", type=float, default=60.0, help="seconds for the agents of the other hosts to come")
     parser.add_argument("--cores", type=int, default=None, help="of a workstation")
     parser.add_argument("--pretend", action="store_true", help="the nodes do not exist: bind nothing")
     parser.add_argument("--orphan-grace", type=float, default=8.0, help="seconds to go on without an interchange")

@@ -62,6 +62,10 @@ class Commands:
         self._launcher: Launcher | None = None
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
 
+    def limited(self) -> list[Key]:
+        """Those whose memory is limited."""
+        return [key for key, command in self._running.items() if command.job.resources.memory]
+
     @property
     def busy(self) -> bool:
         """Something is to be done at each tick."""
@@ -111,7 +115,7 @@ class Commands:
             command.flavour = launcher.flavour
         plan = launch.plan(resources, job.placement, desk.platform, desk.names, command=words, environ=environ,
                            preamble=options.shell_preamble, directory=directory, launcher=launcher,
-                           pretend=desk.pretend)
+                           pretend=desk.pretend, apart=desk.apart)
         if plan.files:
             os.makedirs(directory, exist_ok=True)
             for name, content in plan.files.items():
@@ -221,5 +225,6 @@ class Commands:
         """What a launcher's verdict is read from."""
         if not command.flavour:
             return ""
-        said = tail(command.stderr, 8192)
+        ours = os.path.join(command.workdir, f".balsamfut-{command.job.attempt}", f"{launch.WRAPPER}.said")
+        said = tail(ours) + tail(command.stderr, 8192)
         return said if command.stderr == command.stdout else tail(command.stdout, 8192) + said

@@ -11,11 +11,25 @@ from balsamfut.messages import Fault
 from balsamfut.model import AppKind, Extra, Options, Resources
 from balsamfut.pilot import launch
 from balsamfut.pilot.desk import PRIVATE, Desk
-from balsamfut.pilot.events import Environ, Hand
+from balsamfut.pilot.events import (
+    Commanded,
+    Effect,
+    EndWorker,
+    Environ,
+    GrantSlot,
+    Hand,
+    Key,
+    SignalCommand,
+    StartCommand,
+    StartWorker,
+    Steal,
+    WorkerGone,
+)
 from balsamfut.pilot.hand import Define, Order, Stage
-from balsamfut.pilot.orders import Give, Job
+from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Job, Run, Signal, Take
 from balsamfut.pilot.planner import needs_finish
 from balsamfut.pilot.queue import Attempt, Group
+from balsamfut.pilot.staff import Order as HostOrder
 from balsamfut.placement import Placement
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -27,11 +41,13 @@ class Dispatch:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._told: dict[int, set[int]] = {}     # worker -> classes that were defined to it
+        self._hosts: dict[int, int] = {}         # where workers are, if not here
+        self._commands: dict[Key, int] = {}      # the same of commands
 
     def binding(self, resources: Resources, placement: Placement) -> tuple[Environ, tuple[int, ...] | None, int]:
         """What a Python worker at this placement is started with, the cores of its tasks, and its host."""
         desk = self._desk
-        host = self.host(placement)
+        host = self.hosts(placement)[0]
         if not resources.serial:
             return (), None, host
         plan = launch.plan(resources, placement, desk.platform, desk.names, command=["true"], environ={},
@@ -39,13 +55,34 @@ class Dispatch:
         env = {name: value for name, value in plan.env.items() if name not in PRIVATE}
         return tuple(sorted(env.items())), plan.cores, host
 
-    def host(self, placement: Placement) -> int:
-        """The host where what is placed there is started."""
-        return placement.nodes[0].node if self._desk.apart else 0
-
     def hosts(self, placement: Placement) -> list[int]:
-        """All hosts of a placement."""
+        """All hosts of a placement; what is placed there is started on the first."""
         return [share.node for share in placement.nodes] if self._desk.apart else [0]
+
+    def order_of(self, effect: Effect) -> tuple[int, HostOrder] | None:
+        """Which host is to do what about an effect; None: it is nothing that hosts do."""
+        match effect:
+            case Hand():
+                return self._hosts.get(effect.worker, 0), self.give(effect)
+            case StartWorker():
+                if effect.host:
+                    self._hosts[effect.worker] = effect.host
+                return effect.host, Hire(effect.worker, effect.pool, effect.env)
+            case Steal():
+                return self._hosts.get(effect.worker, 0), Take(effect.worker)
+            case GrantSlot():
+                return self._hosts.get(effect.worker, 0), GrantPlace(effect.worker, effect.task)
+            case EndWorker():
+                return self._hosts.get(effect.worker, 0), Dismiss(effect.worker, effect.signal)
+            case StartCommand():
+                job = self.job(effect.attempt)
+                hosts = self.hosts(job.placement)
+                if hosts[0]:
+                    self._commands[job.key] = hosts[0]
+                return hosts[0], Run(job)
+            case SignalCommand():
+                return self._commands.get(effect.key, 0), Signal(effect.key, effect.signal)
+        return None
 
     # ---- workers
 
@@ -64,9 +101,13 @@ class Dispatch:
             orders.append((*attempt.key, _encode(self.order(attempt, effect.cores))))
         return Give(effect.worker, defines, orders, memory)
 
-    def forget(self, worker: int) -> None:
-        """It is dead."""
-        self._told.pop(worker, None)
+    def forget(self, event: WorkerGone | Commanded) -> None:
+        """A worker is dead, or a command over."""
+        if isinstance(event, WorkerGone):
+            self._told.pop(event.worker, None)
+            self._hosts.pop(event.worker, None)
+        else:
+            self._commands.pop(event.key, None)
 
     def order(self, attempt: Attempt, cores: tuple[int, ...] | None) -> Order:
         """What a worker is told about an attempt."""

@@ -12,6 +12,7 @@ import msgspec
 from balsamfut.messages import Detail, Fault, Message
 from balsamfut.model import Payload
 from balsamfut.pilot.hand import FromWorker, Running
+from balsamfut.pilot.slicenews import SliceEffect, SliceEvent
 
 if TYPE_CHECKING:
     from balsamfut.pilot.queue import Attempt
@@ -181,5 +182,6 @@ class GiveBack(msgspec.Struct):
     tasks: list[int]
 
 
-Event = Heard | Stolen | WorkerGone | Commanded | NodeGone | Tick | End | Halt | GiveBack | Message
-Effect = (StartWorker | Hand | Steal | GrantSlot | EndWorker | StartCommand | SignalCommand | Again | Send | Finish)
+Event = Heard | Stolen | WorkerGone | Commanded | NodeGone | Tick | End | Halt | GiveBack | SliceEvent | Message
+Effect = (StartWorker | Hand | Steal | GrantSlot | EndWorker | StartCommand | SignalCommand | Again | Send | Finish
+          | SliceEffect)

@@ -180,10 +180,20 @@ def sweep(token: str, patience: float = 2.0) -> list[int]:
 
     Returns the pids that could not be killed within `patience` seconds.
     """
-    me, prefix = os.getpid(), token + ":"
+    prefix = token + ":"
+    return _sweep(lambda mark: mark.startswith(prefix), patience)
+
+
+def sweep_mark(mark: str, patience: float = 2.0) -> list[int]:
+    """As sweep, for all that carries this very mark."""
+    return _sweep(lambda found: found == mark, patience)
+
+
+def _sweep(meant: Callable[[str], bool], patience: float) -> list[int]:
+    me = os.getpid()
 
     def find(rows: dict[int, Row]) -> set[int]:
-        seeds = [pid for pid in rows if pid != me and (mark_of(pid) or "").startswith(prefix)]
+        seeds = [pid for pid in rows if pid != me and meant(mark_of(pid) or "")]
         return family(rows, seeds) - {me}
 
     return end(find, patience, looks=2)  # one look may miss who forks behind its back

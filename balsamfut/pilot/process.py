@@ -29,10 +29,10 @@ from typing import Final
 from balsamfut.errors import BadStdStream
 from balsamfut.pilot import guardian
 from balsamfut.pilot.command import NOT_RUN, Finder, StartError, copies, refusal
-from balsamfut.pilot.guardian import MARK, Row, family, mark_of, sweep
+from balsamfut.pilot.guardian import MARK, Row, family, mark_of, sweep, sweep_mark
 
 __all__ = ["MARK", "Child", "Exit", "Guardian", "Processes", "StartError", "Stream", "become_subreaper",
-           "start_guardian", "sweep"]
+           "start_guardian", "sweep", "sweep_mark"]
 
 Stream = int | str | os.PathLike[str]
 """A descriptor of ours, or a path; relative ones lie under the child's directory."""

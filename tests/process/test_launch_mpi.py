@@ -41,7 +41,8 @@ def run(resources: Resources, placement: Placement, platform: Platform, director
     done = subprocess.run(plan.argv, env={**launch.scrub(os.environ), **plan.env}, cwd=directory, timeout=50,
                           check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True)
-    return done.returncode, done.stdout
+    said = directory / f"{launch.WRAPPER}.said"
+    return done.returncode, (said.read_text() if said.exists() else "") + done.stdout
 
 
 def told(directory: Path) -> list[dict]:

@@ -1,0 +1,131 @@
+"""Everything that runs on one host for a pilot: workers, commands, and the guardian that ends them if their agent dies.
+
+Obeys orders and tells events; the agent that leads the pilot and those that follow it have one each.  Decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final
+
+from balsamfut.pilot.commands import Commands
+from balsamfut.pilot.desk import Desk
+from balsamfut.pilot.events import Event, Key, Tick
+from balsamfut.pilot.hand import Running
+from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Run, Signal, Take
+from balsamfut.pilot.process import Exit, Processes, start_guardian, sweep_mark
+from balsamfut.pilot.squad import Squad
+
+log = logging.getLogger("balsamfut.pilot")
+
+SAMPLE: Final = 0.5
+"""Seconds between looks at the memory of tasks that are limited."""
+
+Order = Hire | Give | Take | GrantPlace | Dismiss | Run | Signal
+
+
+class Staff:
+    """See the module.  token: what the marks of all processes begin with; this agent's own."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.guardian = start_guardian(desk.token)
+        self.processes = Processes()
+        self.squad = Squad(desk, self.processes)
+        self.commands = Commands(desk, self.processes)
+        self.other: Callable[[Exit], None] = lambda exit: None     # is told of the ends of what is neither
+        self._sampled = 0.0
+
+    def fds(self) -> Iterable[int]:
+        """Readable when `listen` has something."""
+        return self.squad.fileno(), *self.processes.fds()
+
+    # ---- orders
+
+    def obey(self, order: Order, now: float) -> list[Event]:
+        """Do what is ordered; what there is to tell about it at once."""
+        return self._OBEY[type(order)](self, order, now)
+
+    def _hire(self, order: Hire, now: float) -> list[Event]:
+        self.squad.start(order.worker, order.pool, order.env)
+        return []
+
+    def _give(self, order: Give, now: float) -> list[Event]:
+        self.squad.give(order)
+        return []
+
+    def _take(self, order: Take, now: float) -> list[Event]:
+        stolen = self.squad.steal(order.worker)
+        return [stolen] if stolen is not None else []
+
+    def _grant(self, order: GrantPlace, now: float) -> list[Event]:
+        self.squad.grant(order.worker, order.task)
+        return []
+
+    def _dismiss(self, order: Dismiss, now: float) -> list[Event]:
+        self.squad.end(order.worker, order.signal)
+        return []
+
+    def _run(self, order: Run, now: float) -> list[Event]:
+        failed = self.commands.start(order.job, now)
+        return [failed] if failed is not None else []
+
+    def _signal(self, order: Signal, now: float) -> list[Event]:
+        self.commands.signal(order.key, order.signal)
+        return []
+
+    _OBEY: ClassVar[dict[type, Callable[[Any, Any, float], list[Event]]]] = {
+        Hire: _hire, Give: _give, Take: _take, GrantPlace: _grant, Dismiss: _dismiss, Run: _run, Signal: _signal}
+
+    def clean(self, mark: str) -> list[int]:
+        """Kill what carries this mark; the pids that could not be killed."""
+        return sweep_mark(mark)
+
+    # ---- events
+
+    def listen(self, now: float) -> list[Event]:
+        """What workers have said, and what has ended."""
+        events = self.squad.listen()
+        for exit in self.processes.reap():
+            if isinstance(exit.key, tuple) and exit.key[0] == "worker":
+                events += self.squad.buried(exit)
+            elif isinstance(exit.key, tuple):
+                events += self.commands.ended(exit, now)
+            else:
+                self.other(exit)
+        return events
+
+    @property
+    def busy(self) -> bool:
+        """Something is to be done at each tick."""
+        return self.squad.busy or self.commands.busy
+
+    def tick(self, now: float, watched: list[int]) -> list[Event]:
+        """What nobody tells: of these workers, what they are running, and what memory is in use."""
+        events: list[Event] = [*self.squad.push(), *self.commands.linger()]
+        seen: list[tuple[int, Running]] = self.squad.running(watched)
+        memory: list[tuple[Key, int]] = []
+        if now - self._sampled >= SAMPLE:
+            self._sampled = now
+            memory = self._memory()
+        return [*events, Tick(seen, memory)]
+
+    def _memory(self) -> list[tuple[Key, int]]:
+        owners: dict[Key, Any] = {key: key for key in self.commands.limited()}
+        for number, running, _ in self.squad.limited():
+            owners[running.task, running.attempt] = self.squad.key(number)
+        if not owners:
+            return []
+        used = self.processes.memory(owners.values())
+        return [(key, used[owner]) for key, owner in owners.items()]
+
+    # ---- the end
+
+    def end(self) -> None:
+        """End everything that was started here."""
+        left = self.processes.end()
+        if left:
+            log.warning("processes that cannot be killed: %s", left)
+        self.commands.close()
+        self.guardian.goodbye()
+        self.squad.close()
