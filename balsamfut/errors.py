@@ -163,7 +163,8 @@ class TaskKilled(TaskError):
 
 
 class PoisonTask(TaskError):
-    """The task was running when several pilots or nodes were lost, so it is not tried again."""
+    """The task was running when several pilots or nodes were lost, or its worker died on several nodes that are well
+    otherwise, so it is not tried again."""
 
 
 class LaunchFailed(TaskError):

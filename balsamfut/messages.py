@@ -291,7 +291,25 @@ class Leaving(Message, frozen=True, tag=8):
     reason: str
 
 
-FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving
+class NodeState(enum.IntEnum):
+    """What a pilot thinks of one of its nodes."""
+
+    UP = 1
+    QUARANTINED = 2   # it is there, and is given nothing more
+    LOST = 3          # it, or the agent on it, has gone; or it was not fit for work when the pilot started
+
+
+class NodeNews(Message, frozen=True, tag=9):
+    """What became of a node that Enrol named.  A pilot says it again to each new interchange."""
+
+    name: str
+    state: NodeState
+    reason: str                  # one sentence
+    time: float                  # Unix time
+    again: bool = False          # an earlier interchange was told
+
+
+FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews
 
 # ---- the interchange -> a pilot
 

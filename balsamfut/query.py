@@ -20,7 +20,15 @@ import sqlalchemy as sa
 
 from balsamfut import schema, settings
 from balsamfut.errors import SiteError, TaskError, TaskKilled, UpstreamFailed, UsageError
-from balsamfut.messages import Detail, Fault
+from balsamfut.infos import AppInfo as AppInfo
+from balsamfut.infos import AttemptInfo as AttemptInfo
+from balsamfut.infos import CampaignInfo as CampaignInfo
+from balsamfut.infos import EventInfo as EventInfo
+from balsamfut.infos import NodeInfo as NodeInfo
+from balsamfut.infos import PilotInfo as PilotInfo
+from balsamfut.infos import SessionInfo as SessionInfo
+from balsamfut.infos import TaskInfo as TaskInfo
+from balsamfut.messages import Detail, Fault, NodeState
 from balsamfut.model import AppKind, Blob, Extra, Options, Payload, Resources, TaskState, default_workdir
 from balsamfut.schema import tasks as t
 
@@ -29,102 +37,6 @@ CHUNK: Final = 500
 _decode_extra = msgspec.msgpack.Decoder(Extra).decode
 _decode_detail = msgspec.msgpack.Decoder(Detail).decode
 _decode_resources = msgspec.msgpack.Decoder(Resources).decode
-
-
-class AttemptInfo(msgspec.Struct, frozen=True):
-    """One launch of a task.  Times are Unix times in seconds, None: not yet."""
-
-    attempt: int
-    pilot: int
-    place: str
-    started: float | None
-    ended: float | None
-    fault: str           # name of a messages.Fault; "none": it succeeded, or goes on
-    error: str
-    returncode: int | None
-
-
-class TaskInfo(msgspec.Struct, frozen=True):
-    """A task as it was when it was read.  Times are Unix times in seconds, None: not yet."""
-
-    id: int
-    app: str
-    name: str
-    campaign: str
-    state: str
-    tags: dict[str, str]
-    parent: int                  # the task that called it; 0: a script did
-    needs: list[int]
-    submitted: float
-    started: float | None        # of the newest attempt
-    ended: float | None
-    pilot: int                   # ... 0: none yet
-    place: str
-    returncode: int | None
-    error: str
-    reason: str                  # HELD: why
-    root: int                    # UPSTREAM_FAILED: the task where it began
-    failures: int                # attempts that were charged
-    attempts: list[AttemptInfo]  # all, oldest first
-    command: str | None
-    workdir: str                 # as far as known; relative ones lie under the site's data/
-    stdout: str
-    stderr: str
-    stdout_span: tuple[int, int]   # bytes of that file that are this task's; (0, 0): all
-    stderr_span: tuple[int, int]
-    resources: dict[str, Any]    # model.Resources; of the newest attempt
-    options: dict[str, Any]      # model.Options
-    key: str | None              # hex
-    occurrence: int
-    session: int
-
-
-class AppInfo(msgspec.Struct, frozen=True):
-    name: str
-    kind: str
-    module: str
-    doc: str
-    digest: str
-    tasks: int
-
-
-class CampaignInfo(msgspec.Struct, frozen=True):
-    id: int
-    name: str
-    named: bool                  # by the user
-    created: float
-    counts: dict[str, int]       # tasks by state
-
-
-class SessionInfo(msgspec.Struct, frozen=True):
-    """One run of a script.  info: interpreter, cwd, argv, and platform, nodes, max_workers as it asked for them."""
-
-    id: int
-    campaign: str
-    host: str
-    pid: int
-    opened: float
-    closed: float | None         # None: open, or lost without a word
-    info: dict[str, str]
-
-
-class EventInfo(msgspec.Struct, frozen=True):
-    time: float
-    kind: str
-    task: int
-    pilot: int
-    text: str
-
-
-class PilotInfo(msgspec.Struct, frozen=True):
-    id: int
-    host: str
-    pid: int
-    platform: str
-    nodes: int
-    started: float
-    ended: float | None
-    reason: str
 
 
 def open_site(site: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> Reader:
@@ -350,6 +262,22 @@ class Reader:
         with self._snapshot() as connection:
             return [PilotInfo(row.id, row.host, row.pid, row.platform, row.nodes, row.started, row.ended or None,
                               row.reason) for row in connection.execute(sa.select(p).order_by(p.c.id))]
+
+    def nodes(self, pilot: int | None = None, *, over: bool = False) -> list[NodeInfo]:
+        """Of one pilot (None: of all), by pilot, those that are up last, then by name; over: also of pilots that are
+        over (of one that is named, always)."""
+        n, p = schema.nodes, schema.pilots
+        query = sa.select(n, p.c.ended).outerjoin(p, p.c.id == n.c.pilot)
+        if pilot is not None:
+            query = query.where(n.c.pilot == pilot)
+        elif not over:
+            query = query.where(p.c.ended == 0)
+        with self._snapshot() as connection:
+            if not sa.inspect(connection).has_table("nodes"):      # an older version of the schema
+                return []
+            found = connection.execute(query.order_by(n.c.pilot, n.c.state.desc(), n.c.name)).all()
+        return [NodeInfo(row.pilot, row.name, NodeState(row.state).name.lower(), row.since, row.reason,
+                         bool(row.ended)) for row in found]
 
 
 def _query() -> sa.Select[Any]:

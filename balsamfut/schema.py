@@ -23,7 +23,7 @@ from sqlalchemy import Column, Float, Index, Integer, LargeBinary, SmallInteger,
 from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.model import Payload
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the schema: changes with any change of a table.  A newer one in a file is refused (errors.DatabaseTooNew)."""
 
 UPGRADES: Final[dict[int, Callable[[sa.Connection], None]]] = {}
@@ -147,6 +147,14 @@ pilots = Table(
     _time("ended"), _text("reason"),
     Index("pilots_open", "ended"),
 )
+
+nodes = Table(
+    "nodes", metadata,
+    _id("pilot"), Column("name", Text, primary_key=True),
+    _int("state"),         # messages.NodeState
+    _text("reason"), _time("since"), sqlite_with_rowid=False,
+)
+UPGRADES[1] = nodes.create
 
 # ---- values
 

@@ -35,6 +35,7 @@ COMMANDS: Final[Tree] = {
     }),
     "app": ("Look at apps.", {"ls": "List apps, with the number of their tasks."}),
     "campaign": ("Look at campaigns.", {"ls": "List campaigns, with the number of their tasks in each state."}),
+    "node": ("Look at the nodes of pilots.", {"ls": "List the nodes of pilots, and why some are given no work."}),
     "platform": ("Look at the machines that balsamfut knows.", {
         "ls": "List platforms.",
         "show": "Tell what is known of a platform.",

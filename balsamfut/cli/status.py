@@ -9,6 +9,8 @@ import click
 from balsamfut import connection
 from balsamfut.cli import common, output
 
+FEW = 5
+
 
 @click.command("status")
 @common.site_option
@@ -16,7 +18,8 @@ from balsamfut.cli import common, output
 def command(site: str | None, as_json: bool) -> None:
     """Whether an interchange runs here, its pilots, and how many tasks are in which state.
 
-    With --json: {"status": {"site", "interchange" (null: none runs), "pilots", "states"}}.
+    With --json: {"status": {"site", "interchange" (null: none runs), "pilots", "states", "nodes_out" (those that
+    are given no work)}}.
     """
     directory = common.find_site(site)
     found = connection.read(directory)
@@ -24,10 +27,12 @@ def command(site: str | None, as_json: bool) -> None:
     with common.open_reader(directory) as reader:
         states = reader.count()
         pilots = [pilot for pilot in reader.pilots() if pilot.ended is None] if running else []
+        out = [node for node in reader.nodes() if node.state != "up"] if running else []
     if as_json:
         told = running and {"pid": running.pid, "host": running.host, "started": running.started,
                             "epoch": running.epoch}
-        output.print_json("status", {"site": str(directory), "interchange": told, "pilots": pilots, "states": states})
+        output.print_json("status", {"site": str(directory), "interchange": told, "pilots": pilots, "states": states,
+                                     "nodes_out": out})
         return
     if running is None:
         said = "none runs here"
@@ -39,3 +44,6 @@ def command(site: str | None, as_json: bool) -> None:
         output.print_table(("PILOT", "HOST", "PID", "PLATFORM", "NODES", "STARTED"), [
             (pilot.id, pilot.host, pilot.pid or "", pilot.platform, pilot.nodes, output.when(pilot.started))
             for pilot in pilots], empty="")
+    if out:
+        names = ", ".join(node.name for node in out[:FEW]) + (" ..." if len(out) > FEW else "")
+        click.echo(f"\n{len(out)} nodes are given no work ({names}); balsamfut node ls says why")

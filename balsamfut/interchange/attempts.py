@@ -15,6 +15,7 @@ from balsamfut.errors import LaunchFailed, PoisonTask
 from balsamfut.interchange import dag, orders
 from balsamfut.interchange.book import Book, IllegalMove, Pilot
 from balsamfut.interchange.flow import Flow
+from balsamfut.interchange.poison import FALLEN, Fallen
 from balsamfut.interchange.records import Task
 from balsamfut.messages import (
     Declined,
@@ -52,7 +53,8 @@ class Attempts:
         self.fits = fits
         self.later: list[tuple[float, int]] = []      # tasks to be queued again at a time: a heap
         self.faults: dict[int, int] = {}              # task -> how often it could not be started
-        self.enrolments: dict[int, Enrol] = {}
+        self.enrolments: dict[int, Enrol] = {}        # with the nodes that are given work
+        self.fallen = Fallen()
 
     # ---- pilots come and go
 
@@ -65,7 +67,7 @@ class Attempts:
         row.host, row.pid, row.platform, row.nodes = message.host, message.pid, message.platform, len(message.nodes)
         row.started = row.started or now
         book.writes.pilots.append(row)
-        pilot.nodes, pilot.cores, pilot.capacity = message.nodes, message.cores, {}
+        pilot.nodes, pilot.cores, pilot.capacity, pilot.out = message.nodes, message.cores, {}, {}
         self.enrolments[pilot.id] = message
         pilot.seq = pilot.acknowledged = 0
         pilot.classes, pilot.apps, pilot.pools = set(), set(), set()
@@ -267,6 +269,8 @@ class Attempts:
             self.again(task, now)
             return
         task.failures += fault in CHARGED
+        if fault is Fault.WORKER and self.poisoned(task, now):
+            return
         if report.again is not None:
             task.again = report.again
             self.again(task, now)
@@ -274,6 +278,22 @@ class Attempts:
             self.again(task, now)
         else:
             self.give_up(task, report.payload, report.error, now)
+
+    def poisoned(self, task: Task, now: float) -> bool:
+        """The worker died under a task: whether that was once too often, on too many nodes."""
+        book = self.book
+        pilot = book.pilots.get(task.pilot)
+        if pilot is not None:
+            self.fallen.note(task.id, pilot, task.place)
+        nodes = self.fallen.well(task.id, book.pilots)
+        if len(nodes) < FALLEN or task.failures > book.classes[task.cls].spec.options.retries:
+            return False             # it is tried again, or has failed in the usual way
+        text = (f"the worker of task {task.id} died on {len(nodes)} different nodes ({', '.join(nodes)}) that are well "
+                f"otherwise; it is not tried again (last: {task.error})")
+        book.event(now, "poison", text, task.id, task.pilot)
+        self.fallen.forget(task.id)
+        self.give_up(task, error_payload(PoisonTask(text)), text, now)
+        return True
 
     def again(self, task: Task, now: float) -> None:
         """Another attempt, if nobody wants the task to end and it is not poison."""

@@ -23,7 +23,7 @@ from balsamfut.interchange.records import (
     World,
     Writes,
 )
-from balsamfut.messages import Ending, Message
+from balsamfut.messages import Ending, Message, NodeState
 from balsamfut.model import MOVES, AppKind, AppSpec, Blob, Joined, Payload, Pool, TaskClass, TaskState
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ class Session:
 class Pilot:
     """One pilot: what it is, what it has, what it has been told."""
 
-    __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "cores", "held", "counts", "parents",
-                 "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline", "capacity")
+    __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
+                 "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
+                 "capacity")
 
     def __init__(self, row: PilotRow) -> None:
         self.row = row
@@ -82,6 +83,7 @@ class Pilot:
         self.enrolled = False
         self.stopping = False
         self.nodes: list[str] = []
+        self.out: dict[str, NodeState] = {}       # those of them that are given nothing
         self.cores = 0
         self.held: dict[int, Task] = {}           # what it was sent and has not reported over
         self.counts: dict[int, int] = {}          # ... how many by class, without those that wait for their own calls

@@ -17,6 +17,7 @@ from balsamfut.interchange.attempts import Attempts, Fits
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.matcher import ReadyQueues
+from balsamfut.interchange.nodes import Nodes
 from balsamfut.interchange.pilots import PILOT_SILENCE, Pilots
 from balsamfut.interchange.records import PilotRow, World, Writes
 from balsamfut.interchange.requests import Found, Requests, Wanted
@@ -38,6 +39,8 @@ from balsamfut.messages import (
     KillTasks,
     Leaving,
     Message,
+    NodeNews,
+    NodeState,
     Notice,
     PilotBeat,
     Refused,
@@ -84,6 +87,7 @@ class Core:
         self.attempts = Attempts(self.book, self.flow, fits)
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
+        self.nodes = Nodes(self.book, self.sessions, self.attempts)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.detached = False             # a script has left its tasks to us
@@ -213,12 +217,15 @@ class Core:
                 text = f"pilot {message.pilot} is not expected here"
                 self.book.out.pilots.setdefault(peer, []).append(Expelled(text))
                 return
+            known = bool(pilot.row.started)
             self.attempts.enrol(peer, pilot, message, now)
+            if not known:
+                self.nodes.enrolled(pilot, now)
             self.pilots.failed_starts = 0
             return
         pilot = self.book.pilot_peers.get(peer)
         if pilot is None:
-            if not isinstance(message, Leaving):
+            if not isinstance(message, Leaving | NodeNews):
                 self.book.out.pilots.setdefault(peer, []).append(Expelled("this interchange does not know you"))
             return
         pilot.heard = now
@@ -226,6 +233,10 @@ class Core:
             self.attempts.reports(pilot, message, now)
         elif isinstance(message, Declined):
             self.attempts.declined(message)
+        elif isinstance(message, NodeNews):
+            self.nodes.news(pilot, message)
+            if message.state is NodeState.UP:
+                self.told_unfit.clear()      # it may fit now
         elif isinstance(message, PilotBeat):
             self.book.send_pilot(pilot, BeatAck())
         elif isinstance(message, Leaving):

@@ -89,6 +89,15 @@ class PilotRow:
 
 
 @dataclass(slots=True)
+class NodeRow:
+    pilot: int
+    name: str
+    state: int            # messages.NodeState
+    reason: str           # one sentence; "": there is nothing to say
+    since: float
+
+
+@dataclass(slots=True)
 class AttemptRow:
     """An attempt that a newer one replaced (the newest is in the task's own row)."""
 
@@ -121,6 +130,7 @@ class Writes:
     campaigns: list[CampaignRow] = field(default_factory=list)                # new
     sessions: list[SessionRow] = field(default_factory=list)                  # new, or closed
     pilots: list[PilotRow] = field(default_factory=list)                      # new, or changed
+    nodes: list[NodeRow] = field(default_factory=list)                        # new, or changed
     apps: list[AppSpec] = field(default_factory=list)                         # new
     codes: list[tuple[bytes, Payload]] = field(default_factory=list)          # new, by AppSpec.digest
     pools: list[tuple[bytes, Pool]] = field(default_factory=list)             # new
@@ -131,8 +141,8 @@ class Writes:
     events: list[EventRow] = field(default_factory=list)                      # new
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.campaigns or self.sessions or self.pilots or self.apps or self.codes
-                    or self.pools or self.classes or self.edges or self.attempts or self.events)
+        return bool(self.tasks or self.campaigns or self.sessions or self.pilots or self.nodes or self.apps
+                    or self.codes or self.pools or self.classes or self.edges or self.attempts or self.events)
 
 
 @dataclass(slots=True)

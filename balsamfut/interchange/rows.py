@@ -124,6 +124,7 @@ FEW: Final[dict[str, tuple[sa.Table, Callable[[Any], tuple[Any, ...]]]]] = {
     "sessions": (schema.sessions, _session_row),
     "pilots": (schema.pilots, lambda r: (r.id, r.token, clean(r.host), r.pid, r.platform, r.nodes, r.started, r.ended,
                                          clean(r.reason))),
+    "nodes": (schema.nodes, lambda r: (r.pilot, clean(r.name), int(r.state), clean(r.reason), r.since)),
     "apps": (schema.apps, lambda a: (a.digest, clean(a.name), int(a.kind), int(a.hooks), clean(a.module),
                                      clean(a.doc))),
     "codes": (schema.codes, lambda c: (c[0], pack_payload(c[1]))),

@@ -1,0 +1,112 @@
+"""What balsamfut.query tells of a site: plain records, for people and their scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class AttemptInfo(msgspec.Struct, frozen=True):
+    """One launch of a task.  Times are Unix times in seconds, None: not yet."""
+
+    attempt: int
+    pilot: int
+    place: str
+    started: float | None
+    ended: float | None
+    fault: str           # name of a messages.Fault; "none": it succeeded, or goes on
+    error: str
+    returncode: int | None
+
+
+class TaskInfo(msgspec.Struct, frozen=True):
+    """A task as it was when it was read.  Times are Unix times in seconds, None: not yet."""
+
+    id: int
+    app: str
+    name: str
+    campaign: str
+    state: str
+    tags: dict[str, str]
+    parent: int                  # the task that called it; 0: a script did
+    needs: list[int]
+    submitted: float
+    started: float | None        # of the newest attempt
+    ended: float | None
+    pilot: int                   # ... 0: none yet
+    place: str
+    returncode: int | None
+    error: str
+    reason: str                  # HELD: why
+    root: int                    # UPSTREAM_FAILED: the task where it began
+    failures: int                # attempts that were charged
+    attempts: list[AttemptInfo]  # all, oldest first
+    command: str | None
+    workdir: str                 # as far as known; relative ones lie under the site's data/
+    stdout: str
+    stderr: str
+    stdout_span: tuple[int, int]   # bytes of that file that are this task's; (0, 0): all
+    stderr_span: tuple[int, int]
+    resources: dict[str, Any]    # model.Resources; of the newest attempt
+    options: dict[str, Any]      # model.Options
+    key: str | None              # hex
+    occurrence: int
+    session: int
+
+
+class AppInfo(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    module: str
+    doc: str
+    digest: str
+    tasks: int
+
+
+class CampaignInfo(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    named: bool                  # by the user
+    created: float
+    counts: dict[str, int]       # tasks by state
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """One run of a script.  info: interpreter, cwd, argv, and platform, nodes, max_workers as it asked for them."""
+
+    id: int
+    campaign: str
+    host: str
+    pid: int
+    opened: float
+    closed: float | None         # None: open, or lost without a word
+    info: dict[str, str]
+
+
+class EventInfo(msgspec.Struct, frozen=True):
+    time: float
+    kind: str
+    task: int
+    pilot: int
+    text: str
+
+
+class PilotInfo(msgspec.Struct, frozen=True):
+    id: int
+    host: str
+    pid: int
+    platform: str
+    nodes: int
+    started: float
+    ended: float | None
+    reason: str
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    pilot: int
+    name: str
+    state: str                   # up, quarantined, lost
+    since: float                 # Unix time
+    reason: str                  # one sentence; "": there is nothing to say
+    over: bool                   # the pilot is

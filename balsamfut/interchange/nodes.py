@@ -1,0 +1,64 @@
+"""The nodes of each pilot: which are given work, and why others are not.  Part of the brain: pure.
+
+Pilots decide about their nodes (balsamfut.pilot.health); here it is recorded, told to people, and what fits into a
+pilot follows from it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from balsamfut.interchange.attempts import Attempts
+from balsamfut.interchange.book import Book, Pilot
+from balsamfut.interchange.records import NodeRow
+from balsamfut.interchange.sessions import Sessions
+from balsamfut.messages import NodeNews, NodeState, Notice
+
+_KINDS: Final = {NodeState.UP: "node-released", NodeState.QUARANTINED: "node-quarantined", NodeState.LOST: "node-lost"}
+_SAID: Final = 3   # nodes of one pilot of which clients are told by name
+
+
+class Nodes:
+    """The part of the brain that knows nodes."""
+
+    def __init__(self, book: Book, sessions: Sessions, attempts: Attempts) -> None:
+        self.book = book
+        self.sessions = sessions
+        self.attempts = attempts
+
+    def enrolled(self, pilot: Pilot, now: float) -> None:
+        """A pilot is here for the first time: its nodes are up."""
+        self.book.writes.nodes += [NodeRow(pilot.id, name, NodeState.UP, "", now) for name in pilot.nodes]
+
+    def news(self, pilot: Pilot, message: NodeNews) -> None:
+        """A node is given nothing more, or is given work again: the pilot holds less, or more."""
+        book, name = self.book, message.name
+        if name not in pilot.nodes or pilot.out.get(name, NodeState.UP) is message.state:
+            return
+        if message.state is NodeState.UP:
+            del pilot.out[name]
+        else:
+            pilot.out[name] = message.state
+        book.writes.nodes.append(NodeRow(pilot.id, name, message.state, message.reason, message.time))
+        enrol = self.attempts.enrolments[pilot.id]
+        self.attempts.enrolments[pilot.id] = msgspec.structs.replace(
+            enrol, nodes=[each for each in pilot.nodes if each not in pilot.out])
+        pilot.capacity = {}
+        if not message.again:
+            book.event(message.time, _KINDS[message.state], f"{name}: {message.reason}", pilot=pilot.id)
+            self.tell(pilot, message)
+
+    def tell(self, pilot: Pilot, message: NodeNews) -> None:
+        """People hear of the first few; `balsamfut node ls` knows all."""
+        if message.state is NodeState.UP:
+            text = f"node {message.name} is used again: {message.reason}"
+        elif len(pilot.out) <= _SAID:
+            text = f"node {message.name} is {message.state.name.lower()} and used no more: {message.reason}"
+        elif len(pilot.out) == _SAID + 1:
+            text = f"more nodes of pilot {pilot.id} are used no more; `balsamfut node ls` says why"
+        else:
+            return
+        for session in self.sessions.alive():
+            self.book.send_client(session, Notice(text))
