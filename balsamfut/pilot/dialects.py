@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from balsamfut.errors import InvalidOption
-from balsamfut.platforms import Launcher
+from balsamfut.platforms import Launcher, cpu_list, cpu_text
 
 RANK: Final = {"pals": "PALS_RANKID", "hydra": "PMI_RANK", "openmpi": "OMPI_COMM_WORLD_RANK", "srun": "SLURM_PROCID"}
 """Variables in which ranks find their number in the whole task."""
@@ -24,15 +24,36 @@ LOCAL_RANK: Final = {"pals": "PALS_LOCAL_RANKID", "hydra": "MPI_LOCALRANKID",
 _SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True,
                   "0": False, "false": False, "no": False, "off": False}
 
-# launch_params: name -> the words it becomes; {} stands for its value, without {} it is a switch.
-_PARAMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+# launch_params: name -> the words it becomes; {} stands for its value.
+_VALUES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "pals": {"mem_bind": ("--mem-bind", "{}"), "pmi": ("--pmi", "{}"), "rlimits": ("--rlimits", "{}"),
-             "no_vni": ("--no-vni",), "line_buffer": ("--line-buffer",), "label": ("--label",)},
-    "hydra": {"mem_bind": ("-membind", "{}"), "label": ("-l",),
-              "no_vni": (), "line_buffer": ()},   # there are no VNIs; lines are what it passes on anyway
-    "openmpi": {"label": ("--output", "tag"), "line_buffer": ("--stream-buffering", "1"), "no_vni": ()},
-    "srun": {"mem_bind": ("--mem-bind={}",), "mpi": ("--mpi={}",), "network": ("--network={}",),
-             "no_vni": ("--network=no_vni",), "line_buffer": ("--unbuffered",), "label": ("--label",)},
+             "umask": ("--umask", "{}")},
+    "hydra": {"mem_bind": ("-membind", "{}"), "iface": ("-iface", "{}")},
+    "openmpi": {},
+    "srun": {"mem_bind": ("--mem-bind={}",), "mpi": ("--mpi={}",), "network": ("--network={}",)},
+}
+
+# launch_params that are yes or no -> the words of each.  Where the words are none, that is how the launcher is anyway.
+_SWITCHES: Final[dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]]] = {
+    "pals": {"no_vni": (("--no-vni",), ()), "line_buffer": (("--line-buffer",), ()), "label": (("--label",), ()),
+             "transfer": (("--transfer",), ("--no-transfer",)), "exclusive": (("--exclusive",), ("--shared",)),
+             "abort_on_failure": (("--abort-on-failure",), ("--no-abort-on-failure",))},
+    "hydra": {"no_vni": ((), ()), "line_buffer": ((), ()), "label": (("-l",), ()),
+              "abort_on_failure": ((), ("-disable-auto-cleanup",))},
+    "openmpi": {"no_vni": ((), ()), "line_buffer": (("--stream-buffering", "1"), ()),
+                "label": (("--output", "tag"), ())},   # it can go on after a failure, but then its code is 0
+    "srun": {"no_vni": (("--network=no_vni",), ()), "line_buffer": (("--unbuffered",), ()), "label": (("--label",), ()),
+             "abort_on_failure": ((), ("--kill-on-bad-exit=0",))},
+}
+
+# Launchers' options that are said in another way here.
+_OURS: Final = {
+    "n": "num_nodes and ranks_per_node", "np": "num_nodes and ranks_per_node", "ntasks": "num_nodes and ranks_per_node",
+    "nodes": "num_nodes", "ppn": "ranks_per_node", "ntasks_per_node": "ranks_per_node",
+    "depth": "threads_per_rank", "cpus_per_task": "threads_per_rank", "gpu_bind": "gpus_per_rank",
+    "gpus": "gpus_per_rank", "gpus_per_task": "gpus_per_rank", "env": "environment", "genv": "environment",
+    "envlist": "environment", "export": "environment", "x": "environment", "mca": "environment (OMPI_MCA_...)",
+    "wdir": "workdir", "chdir": "workdir", "time": "walltime", "bind_to": "cpu_bind", "map_by": "cpu_bind",
 }
 
 # cpu_bind in PALS's words -> the flavour's.  "depth", "none" and "list:" are not the launcher's business but ours.
@@ -65,29 +86,67 @@ def check_params(flavour: str, params: Mapping[str, str]) -> str | None:
     A flavour that is not known yet ("") is taken for Hydra.
     """
     flavour = flavour or "hydra"
-    known = _PARAMS[flavour]
+    values, switches = _VALUES[flavour], _SWITCHES[flavour]
     for name, value in params.items():
         if name == "cpu_bind":
-            if value not in OWN_BINDING and value not in _BIND[flavour] and not value.startswith("list:"):
-                words = ", ".join((*OWN_BINDING[1:], *_BIND[flavour]))
-                return f"launch_params: cpu_bind={value!r} is not known to {flavour}; there are {words} and list:..."
-        elif name not in known:
-            return f"launch_params: {name!r} is not known to {flavour}; there are cpu_bind, {', '.join(known)}"
-        elif not any("{}" in word for word in known[name]) and value.lower() not in _SWITCH:
-            return f"launch_params: {name}={value!r} is neither yes nor no"
+            wrong = _check_bind(flavour, value)
+            if wrong:
+                return f"launch_params: cpu_bind={value!r} {wrong}"
+        elif name == "output":
+            if "%r" not in value:
+                return f"launch_params: output={value!r} has no %r, the rank's number: all would write to one file"
+        elif name in switches:
+            if value.lower() not in _SWITCH:
+                return f"launch_params: {name}={value!r} is neither yes nor no"
+        elif name in _OURS:
+            return f"launch_params: {name!r} is said by {_OURS[name]}"
+        elif name not in values:
+            return (f"launch_params: {name!r} is not known to {flavour}; "
+                    f"there are {', '.join(('cpu_bind', 'output', *values, *switches))}")
     return None
+
+
+def _check_bind(flavour: str, value: str) -> str | None:
+    if value in OWN_BINDING or value in _BIND[flavour]:
+        return None
+    try:
+        if rank_cpus(value):
+            return None
+    except ValueError as error:
+        return f"is wrong: {error}"
+    return f"is not known to {flavour}; there are {', '.join((*OWN_BINDING[1:], *_BIND[flavour]))}, list:..., mask:..."
+
+
+def rank_cpus(cpu_bind: str) -> list[str]:
+    """`"list:1-8:9-16"` or `"mask:ff:ff00"` -> the CPUs of each local rank, as `taskset -c` takes them; else none.
+
+    Raises ValueError for what is neither a CPU nor a mask.
+    """
+    kind, _, groups = cpu_bind.partition(":")
+    if kind == "list":
+        return [_some(cpu_list(group)) for group in groups.split(":")]
+    if kind == "mask":
+        try:
+            masks = [int(group, 16) for group in groups.split(":")]
+        except ValueError:
+            raise ValueError(f"{groups!r} are not hexadecimal masks with : between them") from None
+        return [_some([cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1]) for mask in masks]
+    return []
+
+
+def _some(cpus: Sequence[int]) -> str:
+    if not cpus:
+        raise ValueError("a rank would have no CPU")
+    return cpu_text(cpus)
 
 
 def _extra(flavour: str, params: Mapping[str, str]) -> list[str]:
     words: list[str] = []
     for name, value in params.items():
-        if name == "cpu_bind":
-            continue
-        template = _PARAMS[flavour][name]
-        if any("{}" in word for word in template):
-            words.extend(word.replace("{}", value) for word in template)
-        elif _SWITCH[value.lower()]:
-            words.extend(template)
+        if name in _VALUES[flavour]:
+            words.extend(word.replace("{}", value) for word in _VALUES[flavour][name])
+        elif name in _SWITCHES[flavour]:
+            words.extend(_SWITCHES[flavour][name][0 if _SWITCH[value.lower()] else 1])
     return words
 
 
@@ -133,7 +192,8 @@ def agents(launcher: Launcher, hosts: Sequence[str], directory: str) -> tuple[li
     elif flavour == "hydra":
         words = [exe, "-n", count, "-ppn", "1", *where, "-bind-to", "none", "-disable-auto-cleanup"]
     elif flavour == "openmpi":
-        words = [exe, "-n", count, *where, "--map-by", "ppr:1:node:OVERSUBSCRIBE", "--bind-to", "none"]
+        words = [exe, "-n", count, *where, "--map-by", "ppr:1:node:OVERSUBSCRIBE", "--bind-to", "none",
+                 "--rtos", "continuous,error-nonzero=0"]
     elif flavour == "srun":
         words = [exe, "-N", count, "-n", count, "--ntasks-per-node=1", *where, "--cpu-bind=none", "--overlap",
                  "--export=ALL", "--mpi=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]

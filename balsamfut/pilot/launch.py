@@ -57,18 +57,19 @@ def scrub(environ: Mapping[str, str]) -> dict[str, str]:
 
 def plan(resources: Resources, placement: Placement, platform: Platform, names: Sequence[str], *,
          command: str | list[str], environ: Mapping[str, str], preamble: str = "", directory: str = "",
-         launcher: Launcher | None = None, pretend: bool = False) -> Plan:
+         launcher: Launcher | None = None, pretend: bool = False, apart: bool = False) -> Plan:
     """How to start an attempt.
 
     names: of the pilot's nodes, as the launcher knows them.  command: str (run by bash) or argv; each rank runs it.
     environ: what this task's processes get beside the pilot's own environment.  preamble: bash lines that run once,
     before the program or the launcher, in the same shell.  directory: where `files` will be, readable by all the nodes
-    of the task.  launcher: in place of the platform's.  pretend: the nodes do not exist: all ranks run on this host,
-    nothing is bound.  Raises InvalidOption if there is no launcher or it does not know one of launch_params.
+    of the task.  launcher: in place of the platform's.  pretend: the nodes do not exist: all ranks run on this host
+    (unless apart: they are hosts, but smaller), nothing is bound.  Raises InvalidOption if there is no launcher or it
+    does not know one of launch_params.
     """
     env = {**platform.env, **environ}
     env.setdefault("OMP_NUM_THREADS", str(resources.threads_per_rank))
-    job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend)
+    job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend and not apart)
     words = ["/bin/bash", "-c", command] if isinstance(command, str) else command
     if resources.serial:
         return _serial(job, command, words, env, preamble)
@@ -142,16 +143,17 @@ def _mpi(job: _Job, words: list[str], env: dict[str, str], preamble: str, launch
     env = {**env, **job.common(env), **dialects.environment(launcher.flavour)}
     start, files = dialects.argv(launcher, hosts, per_host, params=params, exports=list(env), directory=directory,
                                  local=local)
-    files[WRAPPER] = _wrapper(job, launcher.flavour, params.get("cpu_bind", ""), env).encode()
+    files[WRAPPER] = _wrapper(job, launcher.flavour, params, env).encode()
     start += ["/bin/sh", f"{directory}/{WRAPPER}", *words]
     if preamble:
         start = ["/bin/bash", "-c", f'{preamble}\nexec "$@"', "balsamfut", *start]
     return Plan(start, env, None, files)
 
 
-def _wrapper(job: _Job, flavour: str, cpu_bind: str, env: Mapping[str, str]) -> str:
+def _wrapper(job: _Job, flavour: str, params: Mapping[str, str], env: Mapping[str, str]) -> str:
     """The sh script in front of each rank's program."""
-    groups = cpu_bind.removeprefix("list:").split(":") if cpu_bind.startswith("list:") else []
+    cpu_bind, output = params.get("cpu_bind", ""), params.get("output", "")
+    groups = dialects.rank_cpus(cpu_bind)
     mode = job.mode(env)
     common = job.common(env)
     kinds: dict[tuple[RankShare, ...], list[int]] = {}   # nodes on which the ranks have the same
@@ -177,7 +179,15 @@ def _wrapper(job: _Job, flavour: str, cpu_bind: str, env: Mapping[str, str]) -> 
     lines += [f"{name}={shlex.quote(value)}" for name, value in common.items()]
     lines.append("export " + " ".join(exported))
     ours = job.bind and (cpu_bind in ("", "depth") or bool(groups))
-    lines.append('exec taskset -c "$BALSAMFUT_CORES" "$@"' if ours else 'exec "$@"')
+    if ours:
+        # Not `exec taskset -c`: launchers lose the last words of a rank that ends at once, so these go to a file too.
+        said = "balsamfut-wrapper: cores $BALSAMFUT_CORES are not all on $(uname -n)"
+        lines += ['if ! taskset -cp "$BALSAMFUT_CORES" $$ >/dev/null 2>&1; then',
+                  f'    echo "{said}" | tee -a "$0.said" >&2', "    exit 97", "fi"]
+    if output:   # not by the launcher: its way to all ranks' output is narrow, and each flavour names files differently
+        name = f'"${dialects.RANK[flavour]}"'
+        lines.append(f"exec >{name.join(shlex.quote(part) if part else '' for part in output.split('%r'))} 2>&1")
+    lines.append('exec "$@"')
     return "\n".join(lines) + "\n"
 
 

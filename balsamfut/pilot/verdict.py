@@ -58,7 +58,6 @@ def _rules(*rows: tuple[str, Cause]) -> Rules:
 _REFUSAL: Final = r"([Uu]n(recognized|known)|[Ii]nvalid|[Ff]ailed to parse|requires an argument)"
 _OURS: Final = _rules(
     (r".*balsamfut-wrapper: .*", Cause.LAUNCHER),
-    (r"taskset: failed to set .*", Cause.LAUNCHER),   # the cores of the platform's description are not ours here
 )
 _TEXT: Final[dict[str, Rules]] = {
     "pals": _rules(

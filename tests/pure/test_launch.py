@@ -144,7 +144,11 @@ def test_the_wrapper_gives_each_local_rank_its_tile_and_cores(flavour: str) -> N
         "ZE_ENABLE_PCI_ID_DEVICE_ORDER=1",
         "ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE",
         "export ZE_ENABLE_PCI_ID_DEVICE_ORDER ZE_FLAT_DEVICE_HIERARCHY BALSAMFUT_CORES ZE_AFFINITY_MASK",
-        'exec taskset -c "$BALSAMFUT_CORES" "$@"',
+        'if ! taskset -cp "$BALSAMFUT_CORES" $$ >/dev/null 2>&1; then',
+        '    echo "balsamfut-wrapper: cores $BALSAMFUT_CORES are not all on $(uname -n)" | tee -a "$0.said" >&2',
+        "    exit 97",
+        "fi",
+        'exec "$@"',
     ]
 
 
@@ -206,7 +210,8 @@ def test_a_flavour_that_is_not_known_is_an_error_that_names_it() -> None:
 AGENTS = {
     "pals": "mpiexec -n 2 --ppn 1 --hosts x1,x2 --cpu-bind none --envall --no-abort-on-failure",
     "hydra": "mpiexec -n 2 -ppn 1 -hosts x1,x2 -bind-to none -disable-auto-cleanup",
-    "openmpi": "mpiexec -n 2 --host x1:1,x2:1 --map-by ppr:1:node:OVERSUBSCRIBE --bind-to none",
+    "openmpi": ("mpiexec -n 2 --host x1:1,x2:1 --map-by ppr:1:node:OVERSUBSCRIBE --bind-to none "
+                "--rtos continuous,error-nonzero=0"),
     "srun": ("srun -N 2 -n 2 --ntasks-per-node=1 -w x1,x2 --cpu-bind=none --overlap --export=ALL --mpi=none "
              "--kill-on-bad-exit=0 --wait=0 --no-kill"),
 }
@@ -248,10 +253,14 @@ def with_params(flavour: str, *params: tuple[str, str], **more: object) -> Plan:
     ("pals", [("no_vni", "yes"), ("mem_bind", "list:2:3")], "--no-vni --mem-bind list:2:3"),
     ("pals", [("no_vni", "0"), ("label", "true"), ("line_buffer", "1")], "--label --line-buffer"),
     ("pals", [("pmi", "pmix"), ("rlimits", "CORE,CPU")], "--pmi pmix --rlimits CORE,CPU"),
+    ("pals", [("transfer", "no"), ("exclusive", "yes")], "--no-transfer --exclusive"),
+    ("pals", [("abort_on_failure", "no"), ("umask", "027")], "--no-abort-on-failure --umask 027"),
     ("hydra", [("label", "1"), ("mem_bind", "numa:0")], "-l -membind numa:0"),
-    ("hydra", [("no_vni", "1")], ""),
+    ("hydra", [("abort_on_failure", "no"), ("iface", "hsn0")], "-disable-auto-cleanup -iface hsn0"),
+    ("hydra", [("no_vni", "1"), ("abort_on_failure", "yes")], ""),
     ("openmpi", [("label", "1"), ("line_buffer", "1")], "--output tag --stream-buffering 1"),
     ("srun", [("mpi", "pmix"), ("no_vni", "1")], "--mpi=pmix --network=no_vni"),
+    ("srun", [("abort_on_failure", "no")], "--kill-on-bad-exit=0"),    # after ours: the last one counts
 ])
 def test_launch_params_become_the_launchers_words(flavour: str, params: list[tuple[str, str]], words: str) -> None:
     plain, asked = with_params(flavour).argv, with_params(flavour, *params).argv
@@ -275,12 +284,32 @@ def test_cpu_bind_depth_is_what_we_do_none_is_nothing_and_a_list_is_taken_by_loc
     listed = with_params("pals", ("cpu_bind", "list:2-8:10-16"))
     assert "0) BALSAMFUT_CORES=2-8 ;;" in wrapper(listed)
     assert "1) BALSAMFUT_CORES=10-16 ;;" in wrapper(listed)
-    assert wrapper(listed)[-1].startswith("exec taskset")
+    assert any("taskset" in line for line in wrapper(listed))
     assert "none" in listed.argv
 
 
+def test_cpu_bind_by_masks_is_taken_by_local_rank() -> None:
+    masked = wrapper(with_params("pals", ("cpu_bind", "mask:1fe:0x1fe00")))
+    assert "0) BALSAMFUT_CORES=1-8 ;;" in masked
+    assert "1) BALSAMFUT_CORES=9-16 ;;" in masked
+
+
+@pytest.mark.parametrize(("flavour", "rank"), RANK.items())
+def test_output_gives_every_rank_a_file_of_its_own_whatever_the_launcher(flavour: str, rank: str) -> None:
+    plan = with_params(flavour, ("output", "my runs/out.%r.txt"))
+    assert plan.argv == with_params(flavour).argv
+    assert wrapper(plan)[-2:] == [f"""exec >'my runs/out.'"${rank}".txt 2>&1""", 'exec "$@"']
+
+
 @pytest.mark.parametrize(("flavour", "params", "sentence"), [
-    ("pals", {"gpu_bind": "x"}, "launch_params: 'gpu_bind' is not known to pals; there are cpu_bind, mem_bind, pmi"),
+    ("pals", {"bogus": "x"}, "launch_params: 'bogus' is not known to pals; there are cpu_bind, output, mem_bind, pmi"),
+    ("pals", {"gpu_bind": "x"}, "launch_params: 'gpu_bind' is said by gpus_per_rank"),
+    ("hydra", {"ppn": "2"}, "launch_params: 'ppn' is said by ranks_per_node"),
+    ("openmpi", {"abort_on_failure": "no"}, "launch_params: 'abort_on_failure' is not known to openmpi"),
+    ("pals", {"cpu_bind": "list:1-8:9-x"}, "launch_params: cpu_bind='list:1-8:9-x' is wrong: '9-x' is not a CPU"),
+    ("pals", {"cpu_bind": "list:1-8:"}, "launch_params: cpu_bind='list:1-8:' is wrong: a rank would have no CPU"),
+    ("pals", {"cpu_bind": "mask:f:g"}, "launch_params: cpu_bind='mask:f:g' is wrong: 'f:g' are not hexadecimal masks"),
+    ("pals", {"output": "out"}, "launch_params: output='out' has no %r, the rank's number"),
     ("pals", {"cpu_bind": "cores"}, "launch_params: cpu_bind='cores' is not known to pals; there are depth, none"),
     ("srun", {"no_vni": "maybe"}, "launch_params: no_vni='maybe' is neither yes nor no"),
     ("", {"pmi": "pmix"}, "launch_params: 'pmi' is not known to hydra"),

@@ -67,7 +67,7 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
     ("srun", 253, "", Cause.MEMORY, None),
     ("srun", 1, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0", Cause.MEMORY, None),
     # ours
-    ("hydra", 1, "taskset: failed to set pid 0's affinity: Invalid argument", Cause.LAUNCHER, None),
+    ("hydra", 97, "balsamfut-wrapper: cores 8-9 are not all on n1", Cause.LAUNCHER, None),
     ("hydra", 2, "/dir/wrapper.sh: 3: MPI_LOCALRANKID: balsamfut-wrapper: the MPI launcher did not set it",
      Cause.LAUNCHER, None),
     ("hydra", 97, "balsamfut-wrapper: no place for local rank 12 of node 0", Cause.LAUNCHER, None),
