@@ -143,6 +143,14 @@ class Hosts:
         running = self._booted.get(name)
         return [*PYTHON, str(PROGRAMS), "enter", str(running.pid) if running else "dead"]
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """This environment, in which `ssh`, Hydra and Open MPI reach the hosts by themselves."""
+        agent = str(self.launcher_exec)
+        return {**os.environ, "HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": agent,
+                "OMPI_MCA_plm_ssh_agent": agent, "PRTE_MCA_plm_ssh_agent": agent,
+                "PATH": f"{self.launcher_exec.parent}:{os.environ.get('PATH', os.defpath)}"}
+
     def local(self, name: str) -> Path:
         """What is /tmp on that host."""
         self._number(name)
