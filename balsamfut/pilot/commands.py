@@ -7,6 +7,7 @@ making or the interchange.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import shlex
@@ -16,17 +17,21 @@ from typing import Final
 
 from balsamfut.errors import BadStdStream, InvalidOption, LaunchFailed
 from balsamfut.messages import Detail, Fault
-from balsamfut.model import AppKind, Extra, Pool, ShellResult
+from balsamfut.model import AppKind, Extra, Pool, Resources, ShellResult
 from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
+from balsamfut.pilot.launching import VniLatch
 from balsamfut.pilot.orders import Job
 from balsamfut.pilot.output import no_workdir
 from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.stage import missing_files, missing_outputs
+from balsamfut.pilot.verdict import Cause, Verdict
 from balsamfut.pilot.workdirs import Workdirs, sweep
 from balsamfut.platforms import Launcher, probe
 from balsamfut.raised import error_payload
+
+log = logging.getLogger("balsamfut.pilot")
 
 _NO_EXTRA: Final = Extra()
 _ASKED: Final = {errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
@@ -37,7 +42,8 @@ _ASKED: Final = {errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.EN
 class Command:
     """One command that runs."""
 
-    __slots__ = ("job", "workdir", "stdout", "stderr", "started", "text", "flavour", "call", "mark")
+    __slots__ = ("job", "workdir", "stdout", "stderr", "started", "text", "flavour", "call", "mark", "resources",
+                 "launches", "signalled")
 
     def __init__(self, job: Job, mark: str, workdir: str, stdout: str, stderr: str, started: float) -> None:
         self.job = job
@@ -46,6 +52,9 @@ class Command:
         self.stdout = stdout
         self.stderr = stderr
         self.started = started
+        self.resources = job.resources            # as they are launched
+        self.launches = 0
+        self.signalled = False                    # somebody wants it to end
         self.text = ""                            # for people
         self.flavour = ""                         # of the MPI launcher
         self.call: ranks.Call | None = None       # of a Python function that all ranks run
@@ -60,6 +69,7 @@ class Commands:
         self._running: dict[Key, Command] = {}
         self._workdirs = Workdirs(desk.data, str(desk.pilot))
         self._launcher: Launcher | None = None
+        self._vni = VniLatch()
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
 
     def limited(self) -> list[Key]:
@@ -77,6 +87,7 @@ class Commands:
         workdir = desk.workdir(job.task, extra)
         mark = f"{desk.token}:{job.task}:{job.attempt}"
         command = Command(job, mark, workdir, *desk.streams(extra, workdir), now)
+        command.resources = self._vni.adapted(job.resources)
         try:
             if extra is not None and extra.workdir:
                 os.makedirs(workdir, exist_ok=True)
@@ -87,7 +98,7 @@ class Commands:
             if exc.returncode is None:
                 return self._unstarted(command, LaunchFailed(f"{exc} (on {desk.host})"), Fault.LAUNCHER)
             self._note(command, f"{exc}\n")
-            return self._judged(command, exc.returncode, now, str(exc))
+            return self._judged(command, exc.returncode, Verdict(Cause.TASK, str(exc)))
         except (BadStdStream, InvalidOption) as exc:
             return self._unstarted(command, exc, Fault.TASK)
         except OSError as exc:
@@ -99,7 +110,7 @@ class Commands:
 
     def _spawn(self, command: Command) -> None:
         desk, job = self._desk, command.job
-        extra, options, resources = job.extra or _NO_EXTRA, job.define.options, job.resources
+        extra, options, resources = job.extra or _NO_EXTRA, job.define.options, command.resources
         pool = desk.pools[job.pool]
         words = job.command
         if job.define.kind is AppKind.PYTHON:
@@ -122,6 +133,9 @@ class Commands:
                 Path(directory, name).write_bytes(content)
         # What an earlier task wrote to a job.out of the same place goes; what an earlier attempt wrote stays.
         stdout_mode = extra.stdout_mode if extra.stdout else "w" if job.attempt == 1 else "a"
+        command.launches += 1
+        if command.launches > 1:
+            stdout_mode = "a"
         self._processes.spawn(
             job.key, plan.argv, env={**desk.environ(pool), **plan.env}, cwd=command.workdir, mark=command.mark,
             stdout=command.stdout, stderr=command.stderr if command.stderr != command.stdout else None,
@@ -149,6 +163,7 @@ class Commands:
         """Send a signal to all processes of a command; 9: until none is left."""
         if key not in self._running:
             return
+        self._running[key].signalled = True
         if number == signal.SIGKILL:
             self._processes.kill(key)
         else:
@@ -165,7 +180,24 @@ class Commands:
                 self._lingering[key] = (exit, now)
                 return []
         del self._running[key]
-        return [self._judged(command, exit.returncode, now, "")]
+        verdict = self._verdict(command, exit.returncode)
+        again = None if command.signalled else self._vni.again(command.resources, verdict)
+        if again is not None:
+            return self._once_more(command, again, verdict)
+        return [self._judged(command, exit.returncode, verdict)]
+
+    def _once_more(self, command: Command, resources: Resources, verdict: Verdict) -> list[Event]:
+        """Launch it again in another way: nothing of it has run."""
+        log.warning("task %d on %s: %s; it is launched again with %s", command.job.task, self._desk.host, verdict.line,
+                    dict(resources.launch_params))
+        command.resources = resources
+        self._note(command, "balsamfut: launched again without a VNI\n")
+        try:
+            self._spawn(command)
+        except OSError as exc:
+            return [self._unstarted(command, LaunchFailed(f"{exc} (on {self._desk.host})"), Fault.LAUNCHER)]
+        self._running[command.job.key] = command
+        return []
 
     def linger(self) -> list[Event]:
         """Look again for what ended commands left behind."""
@@ -185,14 +217,14 @@ class Commands:
         return Commanded(command.job.key, None, command.started, fault, error_payload(error), str(error),
                          self._detail(command, None))
 
-    def _judged(self, command: Command, returncode: int, ended: float, why: str) -> Commanded:
-        job = command.job
+    def _judged(self, command: Command, returncode: int, verdict: Verdict) -> Commanded:
+        job, fault = command.job, verdict.fault
         detail = self._detail(command, returncode)
-        fault, line = launch.judge(command.flavour, returncode, self._said(command) if returncode else "")
         key, app = job.key, job.define.name
         if fault not in (Fault.NONE, Fault.TASK):
-            text = f"{app} (task {job.task}) on {self._desk.host}: {line}"
-            return Commanded(key, returncode, command.started, fault, error_payload(LaunchFailed(text)), text, detail)
+            text = f"{app} (task {job.task}) on {self._desk.host}: {verdict.line}"
+            return Commanded(key, returncode, command.started, fault, error_payload(LaunchFailed(text)), text, detail,
+                             verdict.host)
         if command.call is not None:
             outcome = command.call.outcome()
             if outcome is not None:
@@ -200,7 +232,7 @@ class Commands:
                 return Commanded(key, returncode, command.started, Fault.NONE if ok else Fault.TASK, payload, error,
                                  detail)
         if fault is Fault.TASK:
-            payload, text = self._desk.shell_error(job.task, job.extra, app, returncode, why or line, command.text)
+            payload, text = self._desk.shell_error(job.task, job.extra, app, returncode, verdict.line, command.text)
             return Commanded(key, returncode, command.started, fault, payload, text, detail)
         missing = missing_files((job.extra or _NO_EXTRA).outputs, command.workdir)
         if missing:
@@ -221,10 +253,14 @@ class Commands:
         """Nothing runs any more."""
         sweep(self._desk.data, str(self._desk.pilot))
 
+    def _verdict(self, command: Command, returncode: int) -> Verdict:
+        return launch.judge(command.flavour, returncode, self._said(command) if returncode else "")
+
     def _said(self, command: Command) -> str:
-        """What a launcher's verdict is read from."""
+        """What a launcher's verdict is read from: a line for each rank may follow the one that counts."""
         if not command.flavour:
             return ""
+        most = 8192 + 128 * command.resources.ranks
         ours = os.path.join(command.workdir, f".balsamfut-{command.job.attempt}", f"{launch.WRAPPER}.said")
-        said = tail(ours) + tail(command.stderr, 8192)
-        return said if command.stderr == command.stdout else tail(command.stdout, 8192) + said
+        said = tail(ours) + tail(command.stderr, most)
+        return said if command.stderr == command.stdout else tail(command.stdout, most) + said

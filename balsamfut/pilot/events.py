@@ -80,6 +80,7 @@ class Commanded(msgspec.Struct, array_like=True, tag=4):
     payload: Payload | None     # pickled ShellResult, or the exception
     error: str = ""
     detail: Detail | None = None
+    blamed: str = ""            # the host that the launcher says is lost, as it calls it (launching.named)
 
 
 class NodeGone(msgspec.Struct):

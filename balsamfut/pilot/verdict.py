@@ -12,9 +12,7 @@ from __future__ import annotations
 import enum
 import re
 import signal
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from balsamfut.messages import Fault
 
@@ -36,7 +34,7 @@ class Cause(enum.Enum):
         return self.value[0]
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(NamedTuple):
     """How a launch ended."""
 
     cause: Cause
@@ -116,7 +114,7 @@ _SIGNALLED: Final = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRIN
 _LONGEST: Final = 300   # characters of a line that are worth telling
 
 
-def read(flavour: str, returncode: int, said: str) -> Verdict:
+def judge(flavour: str, returncode: int, said: str) -> Verdict:
     """Whose fault, and one line for people.
 
     flavour: of the launcher, "" for a process without one.  returncode: negative: ended by that signal.  said: the end
@@ -135,12 +133,6 @@ def read(flavour: str, returncode: int, said: str) -> Verdict:
     if returncode in _CODES.get(flavour, {}):
         return Verdict(*_CODES[flavour][returncode])
     return _plainly(returncode)
-
-
-def judge(flavour: str, returncode: int, said: str) -> tuple[Fault, str]:
-    """The same in short: whose fault, and one line for people."""
-    verdict = read(flavour, returncode, said)
-    return verdict.fault, verdict.line
 
 
 def _told(flavour: str, returncode: int, cause: Cause, found: re.Match[str], said: str) -> Verdict:

@@ -14,6 +14,7 @@ from balsamfut import platforms
 from balsamfut.messages import Fault
 from balsamfut.model import TILE, Resources
 from balsamfut.pilot import launch
+from balsamfut.pilot.verdict import Cause, Verdict, judge
 from balsamfut.placement import Packer, Placement
 from balsamfut.platforms import Launcher, Platform, cpu_list, probe
 
@@ -102,19 +103,19 @@ def test_every_rank_runs_the_command_line_and_the_preamble_runs_once(tmp_path: P
 
 def test_an_exit_code_of_a_rank_is_the_tasks_failure(tmp_path: Path, mpiexec: Launcher) -> None:
     code, output = one_rank_each("exit 3", tmp_path, mpiexec)
-    assert launch.judge(mpiexec.flavour, code, output) == (Fault.TASK, "exit code 3")
+    assert judge(mpiexec.flavour, code, output) == Verdict(Cause.TASK, "exit code 3")
 
 
 def test_a_program_that_does_not_exist_is_the_tasks_failure(tmp_path: Path, mpiexec: Launcher) -> None:
     code, output = one_rank_each(["./no-such-program"], tmp_path, mpiexec)
-    assert launch.judge(mpiexec.flavour, code, output)[0] == Fault.TASK
+    assert judge(mpiexec.flavour, code, output).fault is Fault.TASK
     assert "no-such-program" in output
 
 
 def test_a_rank_that_dies_of_a_signal_is_the_tasks_failure(tmp_path: Path, mpiexec: Launcher) -> None:
     code, output = one_rank_each("kill -9 $$", tmp_path, mpiexec)
     assert code != 0
-    assert launch.judge(mpiexec.flavour, code, output)[0] == Fault.TASK
+    assert judge(mpiexec.flavour, code, output).fault is Fault.TASK
 
 
 def test_cores_that_this_machine_does_not_have_are_the_launchs_failure(tmp_path: Path, mpiexec: Launcher) -> None:
@@ -124,7 +125,7 @@ def test_cores_that_this_machine_does_not_have_are_the_launchs_failure(tmp_path:
     placement = Packer(nowhere.node, ["localhost"]).place(resources)
     assert placement is not None
     code, output = run(resources, placement, nowhere, tmp_path, command=["true"], launcher=mpiexec)
-    assert launch.judge(mpiexec.flavour, code, output)[0] == Fault.LAUNCHER
+    assert judge(mpiexec.flavour, code, output).fault is Fault.LAUNCHER
 
 
 def test_real_mpi_programs_find_each_other_behind_the_wrapper(tmp_path: Path, mpiexec: Launcher) -> None:

@@ -74,7 +74,7 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
 ])
 def test_an_exit_is_the_tasks_or_the_launchers_or_the_nodes(flavour: str, code: int, text: str, cause: Cause,
                                                             said: str | None) -> None:
-    judged = verdict.read(flavour, code, text)
+    judged = verdict.judge(flavour, code, text)
     assert judged.cause == cause
     if said is None:
         assert judged.line
@@ -92,7 +92,7 @@ def test_an_exit_is_the_tasks_or_the_launchers_or_the_nodes(flavour: str, code: 
     ("srun", "srun: error: Node failure on x7", "x7"),
 ])
 def test_the_node_that_was_lost_is_blamed_and_not_the_one_that_tells(flavour: str, text: str, host: str) -> None:
-    assert verdict.read(flavour, 1, text).host == host
+    assert verdict.judge(flavour, 1, text).host == host
 
 
 @pytest.mark.parametrize(("flavour", "text"), [
@@ -109,11 +109,11 @@ def test_the_node_that_was_lost_is_blamed_and_not_the_one_that_tells(flavour: st
     ("", "x7: shepherd died from signal 9"),
 ])
 def test_nobody_is_blamed_for_what_may_be_anybodys(flavour: str, text: str) -> None:
-    assert verdict.read(flavour, 1, text).host == ""
+    assert verdict.judge(flavour, 1, text).host == ""
 
 
 def test_a_request_that_is_refused_fails_the_task_and_what_the_launcher_cannot_do_now_does_not() -> None:
-    assert verdict.read("hydra", 255, "[mpiexec@vm] match_arg: unrecognized argument bogus").fault is Fault.TASK
-    assert verdict.read("pals", 1, "start failed on x1: No VNIs available").fault is Fault.LAUNCHER
-    assert verdict.read("pals", 137, "x1: shepherd died from signal 9").fault is Fault.NODE
-    assert verdict.read("pals", 0, "ping failed on x1: No reply from x2 after 87s").fault is Fault.NONE
+    assert verdict.judge("hydra", 255, "[mpiexec@vm] match_arg: unrecognized argument bogus").fault is Fault.TASK
+    assert verdict.judge("pals", 1, "start failed on x1: No VNIs available").fault is Fault.LAUNCHER
+    assert verdict.judge("pals", 137, "x1: shepherd died from signal 9").fault is Fault.NODE
+    assert verdict.judge("pals", 0, "ping failed on x1: No reply from x2 after 87s").fault is Fault.NONE
