@@ -107,6 +107,8 @@ class Crew:
         self._deaths[worker.kind[0]] = 0
 
     def stillborn(self, worker: Worker) -> bool:
-        """Count a worker that died before it was ready; True: this was one too many."""
-        deaths = self._deaths[worker.kind[0]] = self._deaths.get(worker.kind[0], 0) + 1
-        return deaths >= DEATHS
+        """Count a worker that died before it was ready; True: this was one too many, and it is not only its host."""
+        pool, _, host = worker.kind
+        deaths = self._deaths[pool] = self._deaths.get(pool, 0) + 1
+        return deaths >= DEATHS and not any(other.ready and other.kind[0] == pool and other.kind[2] != host
+                                            for other in self.workers.values())

@@ -18,7 +18,8 @@ from balsamfut.raised import error_payload
 INLINE: Final = 64 * 1024
 """Bytes: larger payloads are files."""
 
-PRIVATE: Final = ("BALSAMFUT_MARK", "BALSAMFUT_TASK_ID", "BALSAMFUT_ATTEMPT", "BALSAMFUT_WORKDIR", "BALSAMFUT_CORES")
+PRIVATE: Final = ("BALSAMFUT_MARK", "BALSAMFUT_TASK_ID", "BALSAMFUT_ATTEMPT", "BALSAMFUT_WORKDIR", "BALSAMFUT_CORES",
+                  "BALSAMFUT_NODES")
 _NO_EXTRA: Final = Extra()
 
 

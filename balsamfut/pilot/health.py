@@ -19,7 +19,7 @@ put out when its streaks would be a coincidence of one in a million, were it lik
 Attempts that still run elsewhere, for longer than this one did, count as not having failed: else a node that fails its
 tasks in a second would have eaten many before the first of an hour was done elsewhere.
 
-What a launcher says of a node by name (`named`) puts it out at once.  Never more than a quarter of the nodes is out
+What a launcher says of a node by name (`blame`) puts it out at once.  Never more than a quarter of the nodes is out
 because of statistics, since then something else is wrong; and never the last that is usable.  So a pilot with one node
 keeps it: there is nothing to compare it with, and without it nothing would be left but to fail everything, which the
 tasks' own `retries` do with better reasons.  A node that was put out by statistics comes back if what failed there
@@ -29,7 +29,6 @@ begins to fail elsewhere too.
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Final
@@ -130,7 +129,6 @@ class Health:
         self._streaks: dict[int, list[_Kind]] = {}       # by node: the kinds that have one there
         self._failures: dict[int, tuple[_Kind, tuple[int, ...]]] = {}    # by task: where it failed, and may not be why
         self._window = max(_WINDOW, 4 * len(self.names))
-        self._by_label = {name.partition(".")[0]: node for node, name in enumerate(self.names)}
 
     # ---- what is told
 
@@ -164,15 +162,12 @@ class Health:
                 verdicts += self._judge(node, what)
         return verdicts + self._reconsider(found)
 
-    def named(self, text: str) -> list[Verdict]:
-        """Nodes that a launcher's line blames by name."""
-        verdicts: list[Verdict] = []
-        for name in blamed(text):
-            node = self._by_label.get(name.partition(".")[0])
-            if node is not None and self._may_go(node):
-                self.out.add(node)
-                verdicts.append(Quarantine(node, f"the launcher says: {text}"))
-        return verdicts
+    def blame(self, node: int, text: str) -> list[Verdict]:
+        """A launcher names this node as the one that is bad."""
+        if not self._may_go(node):
+            return []
+        self.out.add(node)
+        return [Quarantine(node, f"the launcher says: {text}")]
 
     def lost(self, node: int) -> None:
         """The node has gone, as others have found out."""
@@ -293,19 +288,3 @@ def _weight(fails: int, others: int) -> float:
     """Of one failure, where so many of the others failed too: nothing if most did."""
     return 0.0 if 2 * fails >= others else -math.log(max(_RARE, (fails + 1) / (others + 2)))
 
-
-_BLAMED: Final = [re.compile(pattern) for pattern in (
-    r"(\S+): shepherd died from signal 9\b",
-    r"ping failed on \S+: No reply from (\S+)",       # the first name is that of who tells
-    r"ping RPC timeout from (\S+)",
-    r"[Nn]ode failure on (\S+)",
-    r" ON (\S+) CANCELLED AT .*DUE TO NODE FAILURE",
-)]
-
-
-def blamed(text: str) -> list[str]:
-    """The nodes that a launcher's output blames by name.
-
-    `rank N died from signal S` blames none: signals 11 and 15 follow what happened elsewhere.
-    """
-    return [match[1].rstrip(",.:;") for pattern in _BLAMED for match in pattern.finditer(text)]

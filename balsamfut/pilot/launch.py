@@ -24,6 +24,7 @@ from balsamfut.platforms import Launcher, Platform, cpu_text
 from balsamfut.platforms.shape import RankShare
 
 WRAPPER: Final = "wrapper.sh"
+_FEW_NODES: Final = 512    # more names than these are too long for a variable
 
 # Set by MPI launchers for their ranks.  A child that inherits them believes that it is a rank of that launch; and a
 # launcher that inherits them takes them for its own options.
@@ -69,6 +70,8 @@ def plan(resources: Resources, placement: Placement, platform: Platform, names: 
     """
     env = {**platform.env, **environ}
     env.setdefault("OMP_NUM_THREADS", str(resources.threads_per_rank))
+    if len(placement.nodes) <= _FEW_NODES:
+        env["BALSAMFUT_NODES"] = ",".join(names[share.node] for share in placement.nodes)
     job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend and not apart)
     words = ["/bin/bash", "-c", command] if isinstance(command, str) else command
     if resources.serial:

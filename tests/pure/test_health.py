@@ -168,14 +168,15 @@ def test_a_pilot_with_one_node_keeps_it() -> None:
     made = Health(names(1))
     made.succeeded("sim", 0, [0], 1.0)
     assert fails(made, 0, range(1, 100), survivors=1000) == []
-    assert made.named("n00: shepherd died from signal 9") == []
+    assert made.blame(0, "shepherd died from signal 9") == []
 
 
 def test_the_last_usable_node_is_kept_whatever_is_said_of_it() -> None:
     made = busy(3)
     made.lost(0)
-    assert [verdict.node for verdict in made.named("n01.cluster: shepherd died from signal 9")] == [1]
-    assert made.named("n02.cluster: shepherd died from signal 9") == []
+    assert made.blame(1, "n01: shepherd died from signal 9") == [
+        Quarantine(1, "the launcher says: n01: shepherd died from signal 9")]
+    assert made.blame(1, "again") == [] and made.blame(2, "the last") == []
     assert fails(made, 2, range(1, 50), survivors=1000) == []
 
 
@@ -193,31 +194,6 @@ def test_a_node_comes_back_when_what_failed_there_fails_elsewhere_too() -> None:
     verdicts = [verdict for task in range(100, 130) for verdict in fails(made, task % 2, range(task, task + 1))]
     assert verdicts == [Release(2, "what failed here fails on other nodes too")]
     assert made.out == set()
-
-
-# ---- names
-
-
-@pytest.mark.parametrize("line, node", [
-    ("n02.cluster: shepherd died from signal 9", 2),
-    ("ping failed on n01.cluster: No reply from n03.cluster after 87s", 3),
-    ("ping RPC timeout from n01 after 120s", 1),
-    ("srun: error: Node failure on n03", 3),
-    ("slurmstepd: error: *** STEP 7.0 ON n02 CANCELLED AT 2026-05-01T10:00:00 DUE TO NODE FAILURE ***", 2),
-])
-def test_a_node_that_the_launcher_names_is_put_out_at_once(line: str, node: int) -> None:
-    assert Health(names(4)).named(f"lmp (task 7) on n00: {line}") == [
-        Quarantine(node, f"the launcher says: lmp (task 7) on n00: {line}")]
-
-
-@pytest.mark.parametrize("line", [
-    "n02.cluster: rank 3 died from signal 11", "n02.cluster: rank 3 died from signal 15",
-    "n02.cluster: shepherd died from signal 11", "n02.cluster: rank 0 exited with code 1",
-    "launch failed on n02.cluster: Couldn't forward RPC launch(x) to child n03.cluster: ... temporarily unavailable",
-    "elsewhere.cluster: shepherd died from signal 9",
-])
-def test_what_only_mentions_a_node_does_not_blame_it(line: str) -> None:
-    assert Health(names(4)).named(line) == []
 
 
 # ---- everything together, recounted

@@ -41,7 +41,7 @@ def test_a_command_that_is_a_string_is_run_by_bash_and_a_list_by_itself() -> Non
 def test_a_serial_task_gets_its_mask_with_the_hierarchy_and_its_cores() -> None:
     plan = planned(Resources(gpu_shares=TILE, threads_per_rank=8), environ={"A": "b"})
     assert plan.env == {
-        "TMPDIR": "/tmp", "A": "b", "OMP_NUM_THREADS": "8", "BALSAMFUT_CORES": "1-8",
+        "TMPDIR": "/tmp", "A": "b", "OMP_NUM_THREADS": "8", "BALSAMFUT_NODES": "x0", "BALSAMFUT_CORES": "1-8",
         "ZE_AFFINITY_MASK": "0.0", "ZE_FLAT_DEVICE_HIERARCHY": "COMPOSITE", "ZE_ENABLE_PCI_ID_DEVICE_ORDER": "1"}
     assert plan.cores == tuple(range(1, 9))
     assert plan.files == {}
@@ -100,7 +100,8 @@ def test_a_preamble_runs_in_the_same_shell_and_cannot_change_the_mask() -> None:
 ONE = Resources(ranks_per_node=2, threads_per_rank=2, gpu_shares=TILE)
 TWO = Resources(num_nodes=2, ranks_per_node=2, threads_per_rank=2, gpu_shares=TILE)
 TAIL = ["/bin/sh", "/dir/wrapper.sh", "prog", "-x"]
-X = [word for name in ("TMPDIR", "OMP_NUM_THREADS", "ZE_ENABLE_PCI_ID_DEVICE_ORDER", "ZE_FLAT_DEVICE_HIERARCHY",
+X = [word for name in ("TMPDIR", "OMP_NUM_THREADS", "BALSAMFUT_NODES", "ZE_ENABLE_PCI_ID_DEVICE_ORDER",
+                       "ZE_FLAT_DEVICE_HIERARCHY",
                        "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") for word in ("-x", name)]
 GOLDEN = {
     ("pals", 1): ["mpiexec", "-n", "2", "--ppn", "2", "--hosts", "x0", "--cpu-bind", "none", "--envall"],

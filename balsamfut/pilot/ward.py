@@ -1,0 +1,184 @@
+"""The brain of a pilot that looks after its nodes: the core, and what the ends of attempts say about where they ran.
+
+Looks at each event before the core handles it, tells `health` what ended where and how, and does what that decides: a
+node that is out gets nothing more, what waits on it goes elsewhere, what no longer fits into this pilot is handed back,
+and the interchange is told.  Pure, like the core, which knows nothing of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Final
+
+from balsamfut.messages import Enrolled, Fault, Item, NodeNews, NodeState
+from balsamfut.pilot import planner
+from balsamfut.pilot.core import Core
+from balsamfut.pilot.events import Commanded, Effect, Event, Heard, NodeGone, Send, Slot, Steal, WorkerGone
+from balsamfut.pilot.hand import Prepared, Ready, Result, Stage
+from balsamfut.pilot.health import Health, Quarantine, Verdict
+from balsamfut.pilot.launching import named
+from balsamfut.pilot.queue import Attempt, Group, Where
+
+_LOOK: Final = 256
+"""So many of the attempts that run are looked at, the oldest first, when one has failed."""
+_NOBODYS: Final = ("Couldn't forward RPC", "No VNIs available")
+"""What launchers say when the machine is busy as a whole: no node's fault, and no task's."""
+_PLAIN: Final = frozenset({Fault.TASK, Fault.WALLTIME, Fault.MEMORY})
+_HARD: Final = frozenset({Fault.WORKER, Fault.LAUNCHER, Fault.NODE})
+
+
+class Ward(Core):
+    """See the module.  `packer.names` are the nodes'."""
+
+    def __init__(self, packer: planner.Packs, binding: planner.Binding, pickler: Callable[[BaseException], bytes], *,
+                 cores: int, node_cores: int) -> None:
+        super().__init__(packer, binding, pickler, cores=cores, node_cores=node_cores)
+        self._names = packer.names
+        self._health = Health(packer.names)
+        self._verdicts: list[Verdict] = []
+        self._news: dict[int, NodeNews] = {}      # of nodes that are out
+        self._enrolled = False                    # some interchange knows us
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """As the core does, and with what follows for the nodes."""
+        look = self._LOOKS.get(type(event)) if len(self._names) > 1 else None
+        if look is None:
+            return super().handle(event, now)
+        self._now = now
+        look(self, event)
+        effects = super().handle(event, now)
+        if self._verdicts:
+            verdicts, self._verdicts = self._verdicts, []
+            for verdict in verdicts:
+                effects += self._obey(verdict)
+        if type(event) is NodeGone:
+            effects += self._put_out(event.host, NodeState.LOST, event.reason)
+        elif type(event) is Enrolled:
+            effects += [Send(news) for news in self._news.values()]
+            self._enrolled = True
+            self._news = {node: NodeNews(news.name, news.state, news.reason, news.time, True)
+                          for node, news in self._news.items()}
+        return effects
+
+    def _accept(self, item: Item) -> None:
+        """What was sent before the interchange knew that a node is out may not fit any more: somebody else's, then."""
+        known = self._classes.get(item.cls)
+        if (self._news and known is not None and item.again is None and item.ran is None
+                and item.task not in self.attempts and self.planner.impossible(known.resources)):
+            self._say(item, Fault.RETURNED)
+        else:
+            super()._accept(item)
+
+    # ---- looking
+
+    def _heard_of(self, event: Heard) -> None:
+        worker = self._crew.workers[event.worker]
+        if worker.slot is None:
+            return
+        nodes = _nodes(worker.slot)
+        done = 0
+        for message in event.messages:
+            if type(message) is Result:
+                attempt = worker.hand[done] if done < len(worker.hand) else None
+                done += 1
+                if attempt is None or attempt.stage is not Stage.CALL or attempt.item.task != message.task:
+                    continue
+                took = message.ended - message.started
+                if message.ok:
+                    self._well(attempt.group.app.digest, message.task, nodes, took)
+                elif attempt.cause is Fault.NONE:
+                    self._ill(attempt.group, message.task, nodes, Fault.TASK, took, message.error)
+            elif isinstance(message, Prepared):
+                done += 1
+            elif isinstance(message, Ready):
+                self._well(worker.kind[0], -worker.id, nodes, 0.0)
+
+    def _lost_with(self, event: WorkerGone) -> None:
+        worker = self._crew.workers[event.worker]
+        if worker.slot is None or worker.victim is not None:
+            return
+        running, nodes = event.running, _nodes(worker.slot)
+        if running is not None and worker.hand and worker.hand[0].key == (running.task, running.attempt):
+            attempt = worker.hand[0]
+            if attempt.cause is Fault.NONE and attempt.stage is Stage.CALL:
+                self._ill(attempt.group, running.task, nodes, event.fault, self._now - running.started, event.lost)
+        elif not worker.ready and not worker.retiring:       # it could not even start
+            self._verdicts += self._health.failed(worker.kind[0], -worker.id, nodes, hard=True, what=event.lost)
+
+    def _commanded_there(self, event: Commanded) -> None:
+        attempt = self.planner.commands[event.key]
+        assert attempt.slot is not None
+        nodes, took = _nodes(attempt.slot), self._now - event.started
+        if attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
+            self._ill(attempt.group, event.key[0], nodes, attempt.cause, took, self._sentence(attempt, attempt.cause))
+        elif attempt.cause is not Fault.NONE:
+            return
+        elif event.fault is Fault.NONE:
+            self._well(attempt.group.app.digest, event.key[0], nodes, took)
+        else:
+            blamed = named(event.blamed, self._names) if event.blamed else None
+            if blamed is not None:
+                self._verdicts += self._health.blame(blamed, event.error)
+            elif not any(text in event.error for text in _NOBODYS):
+                self._ill(attempt.group, event.key[0], nodes, event.fault, took, event.error)
+
+    def _nothing(self, event: object) -> None:
+        """What it says about nodes is done when the core has handled it."""
+
+    def _well(self, kind: bytes, task: int, nodes: Sequence[int], took: float) -> None:
+        verdicts = self._health.succeeded(kind, task, nodes, took)
+        if verdicts:
+            self._verdicts += verdicts
+
+    def _ill(self, group: Group, task: int, nodes: Sequence[int], fault: Fault, took: float, what: str) -> None:
+        if fault in _HARD or fault in _PLAIN:
+            self._verdicts += self._health.failed(
+                group.app.digest, task, nodes, hard=fault in _HARD, what=what,
+                seconds=0.0 if fault is Fault.WALLTIME else took, survivors=self._survivors(group, nodes, took))
+
+    def _survivors(self, group: Group, nodes: Sequence[int], took: float) -> int:
+        """Attempts of the same app that have been running elsewhere for longer."""
+        return sum(1 for attempt, slot in self._running()
+                   if attempt.group.app is group.app and 0.0 < attempt.started < self._now - took
+                   and all(share.node not in nodes for share in slot.placement.nodes))
+
+    def _running(self) -> list[tuple[Attempt, Slot]]:
+        commands = [(attempt, attempt.slot) for attempt in islice(self.planner.commands.values(), _LOOK)]
+        calls = [(worker.hand[0], worker.slot) for worker in islice(self._crew.workers.values(), _LOOK) if worker.hand]
+        return [(attempt, slot) for attempt, slot in commands + calls if slot is not None]
+
+    # ---- acting
+
+    def _obey(self, verdict: Verdict) -> list[Effect]:
+        if isinstance(verdict, Quarantine):
+            return self._put_out(verdict.node, NodeState.QUARANTINED, verdict.why)
+        self._news.pop(verdict.node, None)
+        self.planner.regain(verdict.node)
+        return [Send(NodeNews(self._names[verdict.node], NodeState.UP, verdict.why, self._now))]
+
+    def _put_out(self, node: int, state: NodeState, reason: str) -> list[Effect]:
+        """Nothing more goes to this node."""
+        if state is NodeState.LOST:
+            self._health.lost(node)
+        self.planner.lose(node)
+        news = self._news[node] = NodeNews(self._names[node], state, reason, self._now)
+        effects: list[Effect] = []
+        if self._enrolled:
+            effects.append(Send(news))
+            self._news[node] = NodeNews(news.name, state, reason, self._now, True)
+        effects += [Steal(worker.id) for worker in self._crew.workers.values()
+                    if len(worker.hand) > 1 and worker.slot is not None and node in _nodes(worker.slot)]
+        for attempt in list(self.attempts.values()):
+            if (attempt.where is Where.QUEUED and not attempt.begun
+                    and self.planner.impossible(attempt.group.resources)):
+                self._queue.remove(attempt)
+                self._over(attempt, Fault.RETURNED)
+        return effects
+
+    _LOOKS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        Heard: _heard_of, WorkerGone: _lost_with, Commanded: _commanded_there, NodeGone: _nothing, Enrolled: _nothing}
+
+
+def _nodes(slot: Slot) -> list[int]:
+    return [share.node for share in slot.placement.nodes]
