@@ -12,19 +12,16 @@ holds what is free on each of many equal nodes.
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
+from balsamfut.candidates import PACK, Candidates, Kind
 from balsamfut.model import TILE, Resources
 from balsamfut.platforms import Node, cpu_text
-from balsamfut.platforms.shape import Found, RankShare, Shape, bits, mask_of
-
-PACK: Final = math.lcm(*range(1, 33))
-"""Units of a node's occupancy: divisible by every node_packing_count up to 32, so that k of them fill it."""
+from balsamfut.platforms.limits import impossible as impossible
+from balsamfut.platforms.shape import Found, RankShare, Shape, mask_of
 
 _TEXT_LIMIT: Final = 200
 _REMEMBERED: Final = 4096   # states of a node, or kinds of requests
@@ -61,31 +58,23 @@ class Placement(msgspec.Struct, frozen=True):
         return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT - 3] + "..."
 
 
-class _Need:
-    """A request as the packer wants it, and the nodes where it may fit.
+class Hold(msgspec.Struct, frozen=True):
+    """What is kept on a node for a request that waits, whether it is free yet or not."""
 
-    `heap` holds every node where it fits (and some where it does not any more): a node leaves when it was found too
-    full and comes back when something was freed on it, which the packer's log tells.
-    """
+    cores: int      # masks
+    tiles: int
+    memory: int
+    packing: int
 
-    __slots__ = ("nodes", "ranks", "cores", "tiles", "gpu_shares", "memory", "packing", "heap", "inside", "seen",
-                 "epoch", "remembered")
 
-    def __init__(self, resources: Resources) -> None:
-        self.nodes = resources.num_nodes
-        self.ranks = resources.ranks_per_node
-        self.cores = resources.cores_per_rank
-        shares = resources.gpu_shares
-        self.gpu_shares = shares if 0 < shares < TILE else TILE
-        self.tiles = -(-shares // TILE)
-        self.memory = resources.memory
-        count = resources.node_packing_count
-        self.packing = max(1, PACK // count) if count else 0
-        self.heap: list[int] = []
-        self.inside = bytearray()
-        self.seen = 0
-        self.epoch = -1
-        self.remembered: dict[tuple[int, int], Found | None] = {}
+Leaving = tuple[NodeShare, int, int]
+"""What will be freed on a node, with the masks of its cores and tiles (see `masks`)."""
+
+
+def masks(share: NodeShare) -> tuple[int, int]:
+    """The cores and the tiles of a share, as masks."""
+    return (mask_of([core for rank in share.ranks for core in rank.cores]),
+            mask_of([tile for rank in share.ranks for tile in rank.tiles]))
 
 
 class Packer:
@@ -94,6 +83,8 @@ class Packer:
     A request goes to the lowest nodes where it fits, so that the far end stays empty for wide ones.  The cost of a
     placement grows neither with the number of nodes nor with what runs (beyond a logarithm): each kind of request keeps
     its own candidates, and sees only those nodes again on which something was freed since it last looked.
+
+    What is held on a node (`hold`) is only for placements with `into`; which of them may is not decided here.
     """
 
     def __init__(self, node: Node, names: Sequence[str]) -> None:
@@ -109,7 +100,9 @@ class Packer:
         self._packing = [PACK] * total               # free occupancy
         self._tasks = [0] * total                    # placements that are there
         self._shut = bytearray(total)                # _DROPPED, _ALONE
-        self._needs: dict[Resources, _Need] = {}
+        self._holds: dict[int, Hold] = {}
+        self._kinds: dict[tuple[int, ...], Kind] = {}
+        self._known: dict[Resources, tuple[Kind, int]] = {}    # with the number of nodes
         self._capacity: dict[Resources, int] = {}
         self._log: list[int] = []                    # nodes on which something was freed, in order
         self._log_limit = 4 * total + 1000
@@ -117,30 +110,39 @@ class Packer:
 
     # ---- what is asked
 
-    def place(self, resources: Resources) -> Placement | None:
-        """Take what the request needs, or None where it does not fit now (or never: see `impossible`)."""
-        need = self._needs.get(resources)
-        if need is None:
-            need = self._learn(resources)
-        if need.seen != len(self._log) or need.epoch != self._epoch:
-            self._catch_up(need)
-        if need.nodes != 1:
-            return self._place_wide(need)
-        heap = need.heap
+    def place(self, resources: Resources, into: bool = False) -> Placement | None:
+        """Take what the request needs, or None where it does not fit now (or never: see `impossible`).
+
+        into: it may have what is held, and takes that first.
+        """
+        kind, nodes = self._known.get(resources) or self._learn(resources)
+        if kind.seen != len(self._log) or kind.epoch != self._epoch:
+            self._catch_up(kind)
+        if nodes != 1:
+            return self._place_wide(kind, nodes, into)
+        if into:
+            held = kind.held
+            while held.heap:
+                node = held.heap[0]
+                found = self._fit(kind, node, None) if node in self._holds else None
+                if found is not None:
+                    return Placement((self._take(kind, node, found),), self._labels)
+                held.pop()
+        heap = kind.open.heap
         while heap:
-            found = self._fit(need, heap[0])
+            found = self._fit(kind, heap[0], self._holds.get(heap[0]))
             if found is not None:
-                return Placement((self._take(need, heap[0], found),), self._labels)
-            need.inside[heapq.heappop(heap)] = 0
+                return Placement((self._take(kind, heap[0], found),), self._labels)
+            kind.open.pop()
         return None
 
     def free(self, placement: Placement) -> None:
         """Give back what `place` gave.  Raises ValueError, changing nothing, if (part of) it is free already."""
-        masks = [mask_of([core for rank in share.ranks for core in rank.cores]) for share in placement.nodes]
-        for share, cores in zip(placement.nodes, masks, strict=True):
+        given = [mask_of([core for rank in share.ranks for core in rank.cores]) for share in placement.nodes]
+        for share, cores in zip(placement.nodes, given, strict=True):
             if self._cores[share.node] & cores:
                 raise ValueError(f"{placement.text} is free already")
-        for share, cores in zip(placement.nodes, masks, strict=True):
+        for share, cores in zip(placement.nodes, given, strict=True):
             self._give_back(share, cores)
 
     def drop(self, node: int) -> None:
@@ -166,13 +168,12 @@ class Packer:
             usable = sum(1 for shut in self._shut if not shut & _DROPPED)
             known = 0
             if resources.num_nodes <= usable:
-                known = usable * self._on_one_node(resources) // resources.num_nodes
+                known = usable * self.on_one_node(resources) // resources.num_nodes
             self._capacity[resources] = known
         return known
 
-    # ---- how it is done
-
-    def _on_one_node(self, resources: Resources) -> int:
+    def on_one_node(self, resources: Resources) -> int:
+        """How many parts of such requests an empty node holds."""
         if impossible(resources, self.node, resources.num_nodes) is not None:
             return 0
         alone = Packer(self.node, ("",))
@@ -182,29 +183,109 @@ class Packer:
             count += 1
         return count
 
-    def _learn(self, resources: Resources) -> _Need:
-        if len(self._needs) >= _REMEMBERED:
-            self._needs.clear()
-        need = self._needs[resources] = _Need(resources)
-        if impossible(resources, self.node, len(self.names)) is not None:
-            need.nodes = len(self.names) + 1   # never placed
-        return need
+    # ---- what waits
 
-    def _catch_up(self, need: _Need) -> None:
-        """Make the nodes candidates again on which something was freed since this request last looked."""
-        total = len(self.names)
-        if need.epoch != self._epoch:
-            need.heap = list(range(total))
-            need.inside = bytearray(b"\1") * total
-            need.epoch = self._epoch
+    def when(self, resources: Resources, node: int, leaving: Sequence[Leaving]) -> int | None:
+        """How many of `leaving` (all that is on the node, in the order in which it goes) have to be gone before the
+        request's part for one node fits there; None: it does not fit even then."""
+        kind, _ = self._known.get(resources) or self._learn(resources)
+        if self._shut[node] & _DROPPED:
+            return None
+        if self._fit(kind, node, None) is not None:
+            return 0
+        if self._shared[node] or kind.gpu_shares < TILE or kind.packing == PACK:
+            return len(leaving)      # sooner perhaps, but not later
+        state = self._later(node, ())
+        for count, left in enumerate(leaving, 1):
+            state = _without(state, left)
+            if self._fits(kind, *state) is not None and all(each.packing < PACK for each, _, _ in leaving[count:]):
+                return count
+        return None
+
+    def hold(self, resources: Resources, where: Iterable[tuple[int, Sequence[Leaving]]]) -> None:
+        """Keep on each of these nodes what the request will take when what is leaving has left, and nothing on others.
+
+        Whether something is in the way there is for who holds to know.
+        """
+        before, self._holds = self._holds, {node: self._hold(resources, node, leaving) for node, leaving in where}
+        for node in before.keys() | self._holds.keys():
+            if before.get(node) != self._holds.get(node):
+                self._note(node)
+
+    def in_the_way(self, placement: Placement) -> bool:
+        """It has something of what is held."""
+        holds = self._holds
+        if not holds:
+            return False
+        for share in placement.nodes:
+            hold = holds.get(share.node)
+            if hold is not None:
+                cores, tiles = masks(share)
+                if (hold.cores & cores or hold.tiles & tiles or hold.packing + share.packing > PACK
+                        or (hold.memory and share.memory)):
+                    return True
+        return False
+
+    # ---- how it is done
+
+    def _hold(self, resources: Resources, node: int, leaving: Sequence[Leaving]) -> Hold:
+        kind, _ = self._known.get(resources) or self._learn(resources)
+        found = None
+        if not self._shared[node] and kind.gpu_shares == TILE and kind.packing != PACK:
+            found = self._fits(kind, *self._later(node, leaving))
+        if found is None:
+            return Hold(self._shape.cores, self._shape.tiles, kind.memory, kind.packing)
+        return Hold(found[1], found[2], kind.memory, kind.packing)
+
+    def _later(self, node: int, leaving: Sequence[Leaving]) -> tuple[int, int, int, int]:
+        """What is free when these have left: cores, tiles, memory, occupancy."""
+        state = self._cores[node], self._tiles[node], self._memory[node], self._packing[node]
+        for left in leaving:
+            state = _without(state, left)
+        return state
+
+    def _fits(self, kind: Kind, cores: int, tiles: int, memory: int, packing: int) -> Found | None:
+        if kind.memory > memory or kind.packing > packing or cores.bit_count() < kind.ranks * kind.cores \
+                or tiles.bit_count() < kind.ranks * kind.tiles:
+            return None
+        return self._arrange(kind, (cores, tiles))
+
+    def _arrange(self, kind: Kind, state: tuple[int, int]) -> Found | None:
+        remembered = kind.remembered
+        if state not in remembered:
+            if len(remembered) >= _REMEMBERED:
+                remembered.clear()
+            remembered[state] = self._shape.arrange(*state, kind.ranks, kind.cores, kind.tiles)
+        return remembered[state]
+
+    def _learn(self, resources: Resources) -> tuple[Kind, int]:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+            self._kinds.clear()
+        kind = Kind(resources)
+        kind = self._kinds.setdefault(kind.key, kind)
+        nodes = resources.num_nodes
+        if impossible(resources, self.node, len(self.names)) is not None:
+            nodes = len(self.names) + 1   # never placed
+        self._known[resources] = kind, nodes
+        return kind, nodes
+
+    def _catch_up(self, kind: Kind) -> None:
+        """Make the nodes candidates again on which something was freed since this kind of request last looked."""
+        log, holds = self._log, self._holds
+        if kind.epoch != self._epoch:
+            total = len(self.names)
+            kind.open = Candidates(range(total), total)
+            kind.held = Candidates(sorted(holds), total)
+            kind.epoch = self._epoch
         else:
-            inside, heap = need.inside, need.heap
-            for index in range(need.seen, len(self._log)):
-                node = self._log[index]
-                if not inside[node]:
-                    inside[node] = 1
-                    heapq.heappush(heap, node)
-        need.seen = len(self._log)
+            for node in set(log[kind.seen:]):
+                hold = holds.get(node)
+                if not kind.open.inside[node] and self._fit(kind, node, hold) is not None:
+                    kind.open.add(node)
+                if hold is not None and not kind.held.inside[node] and self._fit(kind, node, None) is not None:
+                    kind.held.add(node)
+        kind.seen = len(log)
 
     def _note(self, node: int) -> None:
         if len(self._log) >= self._log_limit:   # whoever is behind looks at all nodes anew
@@ -212,72 +293,67 @@ class Packer:
             self._epoch += 1
         self._log.append(node)
 
-    def _place_wide(self, need: _Need) -> Placement | None:
-        heap = need.heap
-        found: list[tuple[int, Found]] = []
-        while heap and len(heap) + len(found) >= need.nodes > len(found):
-            node = heapq.heappop(heap)
-            fit = self._fit(need, node)
-            if fit is None:
-                need.inside[node] = 0
-            else:
-                found.append((node, fit))
-        for node, _ in found:
-            heapq.heappush(heap, node)
-        if len(found) < need.nodes:
+    def _place_wide(self, kind: Kind, nodes: int, into: bool) -> Placement | None:
+        found: dict[int, Found] = {}
+        if into:
+            self._gather(kind, kind.held, nodes, found, len(kind.open.heap), True)
+        if len(found) < nodes:
+            self._gather(kind, kind.open, nodes, found, 0, False)
+        if len(found) < nodes:
             return None
-        return Placement(tuple(self._take(need, node, fit) for node, fit in found), self._labels)
+        return Placement(tuple(self._take(kind, node, found[node]) for node in sorted(found)), self._labels)
 
-    def _fit(self, need: _Need, node: int) -> Found | None:
-        """Where the request would go on this node."""
-        if (self._shut[node] or need.memory > self._memory[node] or need.packing > self._packing[node]
-                or (need.packing == PACK and self._tasks[node])):
-            return None
-        if need.gpu_shares < TILE:
-            return self._fit_shared(need, node)
-        state = self._cores[node], self._tiles[node]
-        if state not in need.remembered:
-            if len(need.remembered) >= _REMEMBERED:
-                need.remembered.clear()
-            need.remembered[state] = self._shape.arrange(*state, need.ranks, need.cores, need.tiles)
-        return need.remembered[state]
+    def _gather(self, kind: Kind, candidates: Candidates, nodes: int, found: dict[int, Found], more: int,
+                held: bool) -> None:
+        """Add candidates where it fits until there are enough; nothing where there cannot be, with `more` others."""
+        heap, holds, there = candidates.heap, self._holds, []
+        while heap and len(heap) + len(found) + more >= nodes > len(found):
+            node = candidates.pop()
+            hold = holds.get(node)
+            fit = self._fit(kind, node, None if held else hold) if hold is not None or not held else None
+            if fit is not None:
+                there.append(node)
+                found.setdefault(node, fit)
+        for node in there:
+            candidates.add(node)
 
-    def _fit_shared(self, need: _Need, node: int) -> Found | None:
-        """As _fit, for ranks that take a share of one tile: the fullest shared tile with room, else a new one."""
-        shape, free_cores, free_tiles = self._shape, self._cores[node], self._tiles[node]
-        if free_cores.bit_count() < need.ranks * need.cores:
+    def _fit(self, kind: Kind, node: int, hold: Hold | None) -> Found | None:
+        """Where the request would go on this node, beside what is held."""
+        packing = kind.packing
+        if (self._shut[node] or kind.memory > self._memory[node] or packing > self._packing[node]
+                or (packing == PACK and self._tasks[node])):
             return None
-        used = dict(self._shared[node])
-        shares, all_cores, all_tiles = [], 0, 0
-        for _ in range(need.ranks):
-            room = [(-taken, tile) for tile, taken in used.items() if taken + need.gpu_shares <= TILE]
-            mine = 1 << min(room)[1] if room else shape.pick_tiles(free_tiles, free_cores, 1, need.cores)
-            if not mine:
+        cores, tiles = self._cores[node], self._tiles[node]
+        if hold is not None:
+            if (packing == PACK or packing > self._packing[node] - hold.packing or hold.packing == PACK
+                    or (kind.memory and kind.memory > self._memory[node] - hold.memory)):
                 return None
-            tile = mine.bit_length() - 1
-            used[tile] = used.get(tile, 0) + need.gpu_shares
-            taken = shape.tile_cores(free_cores, free_tiles, mine, need.cores)
-            free_cores &= ~taken
-            free_tiles &= ~mine
-            all_cores |= taken
-            all_tiles |= mine
-            shares.append(RankShare(bits(taken), (tile,)))
-        return tuple(shares), all_cores, all_tiles
+            cores &= ~hold.cores
+            tiles &= ~hold.tiles
+        if kind.gpu_shares < TILE:
+            shared = self._shared[node]
+            if hold is not None and shared:
+                shared = {tile: taken for tile, taken in shared.items() if not hold.tiles >> tile & 1}
+            return self._shape.arrange_shared(cores, tiles, shared, kind.ranks, kind.cores, kind.gpu_shares)
+        state = cores, tiles
+        if state in kind.remembered:
+            return kind.remembered[state]
+        return self._arrange(kind, state)
 
-    def _take(self, need: _Need, node: int, found: Found) -> NodeShare:
+    def _take(self, kind: Kind, node: int, found: Found) -> NodeShare:
         ranks, cores, tiles = found
         self._cores[node] &= ~cores
         self._tiles[node] &= ~tiles
-        if need.gpu_shares < TILE:
+        if kind.gpu_shares < TILE:
             used = self._shared[node]
             for rank in ranks:
-                used[rank.tiles[0]] = used.get(rank.tiles[0], 0) + need.gpu_shares
-        self._memory[node] -= need.memory
-        self._packing[node] -= need.packing
+                used[rank.tiles[0]] = used.get(rank.tiles[0], 0) + kind.gpu_shares
+        self._memory[node] -= kind.memory
+        self._packing[node] -= kind.packing
         self._tasks[node] += 1
-        if need.packing == PACK:
+        if kind.packing == PACK:
             self._shut[node] |= _ALONE
-        return NodeShare(node, ranks, need.memory, need.packing, need.gpu_shares)
+        return NodeShare(node, ranks, kind.memory, kind.packing, kind.gpu_shares)
 
     def _give_back(self, share: NodeShare, cores: int) -> None:
         node = share.node
@@ -298,51 +374,7 @@ class Packer:
         self._note(node)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _what_there_is(node: Node, have: str) -> str:
-    if node.name == "workstation":
-        return f"this machine has {have}"
-    return f"{'an' if node.name[:1] in 'aeiou' else 'a'} {node.name} node has {have}"
-
-
-def impossible(resources: Resources, node: Node, nodes: int) -> str | None:
-    """Why so many such nodes can never satisfy the request: what was asked and what there is; None where they can."""
-    r = resources
-    ranks, cores = r.ranks_per_node, r.cores_per_rank
-    for name in ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core"):
-        if getattr(r, name) < 1:
-            return f"asked {name}={getattr(r, name)}, it must be at least 1"
-    for name in ("gpu_shares", "memory", "node_packing_count"):
-        if getattr(r, name) < 0:
-            return f"asked {name}={getattr(r, name)}, it cannot be negative"
-    if r.num_nodes > nodes:
-        return f"asked {_count(r.num_nodes, 'node')}, there {'is' if nodes == 1 else 'are'} {nodes}"
-    if node.smt_offset and r.threads_per_core > node.smt:
-        return f"asked threads_per_core={r.threads_per_core}, " + _what_there_is(node, f"{node.smt} threads per core")
-    if ranks * cores > len(node.cores):
-        return (f"asked {_count(ranks * cores, 'core')} on one node ({_count(ranks, 'rank')} x {cores}), "
-                + _what_there_is(node, str(len(node.cores))))
-    if node.memory and r.memory > node.memory:
-        return (f"asked {r.memory / 1e9:.6g} GB of memory on one node, "
-                + _what_there_is(node, f"{node.memory / 1e9:.6g} GB"))
-    return _impossible_tiles(ranks, r.gpu_shares, node)
-
-
-def _impossible_tiles(ranks: int, shares: int, node: Node) -> str | None:
-    each = f"{shares / TILE:.6g}"
-    there = len(node.tiles)
-    if shares > TILE and shares % TILE:
-        return f"asked gpus_per_rank={each}; above 1 it must be a whole number"
-    tiles = shares // TILE
-    if tiles * ranks > there or (0 < shares < TILE and ranks > there * (TILE // shares)):
-        asked = f"{ranks * shares / TILE:.6g}"
-        return (f"asked {asked} tile{'' if asked == '1' else 's'} on one node ({_count(ranks, 'rank')} x {each}), "
-                + _what_there_is(node, str(there or "none")))
-    shape = Shape(node)
-    if tiles and shape.arrange(shape.cores, shape.tiles, ranks, 1, tiles) is None:
-        return (f"asked {_count(ranks, 'rank')} x {tiles} tiles on one node, each rank on as few GPUs as it can be; "
-                + _what_there_is(node, f"{_count(len(shape.gpus), 'GPU')} of {_count(shape.gpu_size, 'tile')}"))
-    return None
+def _without(state: tuple[int, int, int, int], left: Leaving) -> tuple[int, int, int, int]:
+    """What is free when this has left."""
+    (cores, tiles, memory, packing), (share, its_cores, its_tiles) = state, left
+    return cores | its_cores, tiles | its_tiles, memory + share.memory, packing + share.packing

@@ -10,11 +10,12 @@ Sets of cores and of tiles are integers used as bit masks: of CPU numbers, and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from balsamfut.model import TILE
 from balsamfut.platforms import Node
 
 _REMEMBERED: Final = 4096   # sets of tiles
@@ -216,4 +217,29 @@ class Shape:
             all_cores |= taken
             all_tiles |= mine
             shares.append(RankShare(bits(taken), bits(mine)))
+        return tuple(shares), all_cores, all_tiles
+
+    def arrange_shared(self, free_cores: int, free_tiles: int, shared: Mapping[int, int], ranks: int, cores: int,
+                       share: int) -> Found | None:
+        """As arrange, for ranks that take a share of one tile: the fullest shared tile with room, else a new one.
+
+        shared: what is taken of each tile that is shared already; a tile has TILE shares.
+        """
+        if free_cores.bit_count() < ranks * cores:
+            return None
+        used = dict(shared)
+        shares, all_cores, all_tiles = [], 0, 0
+        for _ in range(ranks):
+            room = [(-taken, tile) for tile, taken in used.items() if taken + share <= TILE]
+            mine = 1 << min(room)[1] if room else self.pick_tiles(free_tiles, free_cores, 1, cores)
+            if not mine:
+                return None
+            tile = mine.bit_length() - 1
+            used[tile] = used.get(tile, 0) + share
+            taken = self.tile_cores(free_cores, free_tiles, mine, cores)
+            free_cores &= ~taken
+            free_tiles &= ~mine
+            all_cores |= taken
+            all_tiles |= mine
+            shares.append(RankShare(bits(taken), (tile,)))
         return tuple(shares), all_cores, all_tiles
