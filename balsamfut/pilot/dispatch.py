@@ -29,6 +29,7 @@ from balsamfut.pilot.hand import Define, Order, Stage
 from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Job, Run, Signal, Take
 from balsamfut.pilot.planner import needs_finish
 from balsamfut.pilot.queue import Attempt, Group
+from balsamfut.pilot.slicenews import EndSlice, GiveCall, HaveMade, SignalCall, StartSlice
 from balsamfut.pilot.staff import Order as HostOrder
 from balsamfut.placement import Placement
 
@@ -82,6 +83,11 @@ class Dispatch:
                 return hosts[0], Run(job)
             case SignalCommand():
                 return self._commands.get(effect.key, 0), Signal(effect.key, effect.signal)
+            case GiveCall():
+                attempt = effect.attempt
+                return 0, HaveMade(effect.slice, effect.ranks, self.order(attempt, None), define(attempt.group))
+            case StartSlice() | SignalCall() | EndSlice():     # on the leader's own host
+                return 0, effect
         return None
 
     # ---- workers

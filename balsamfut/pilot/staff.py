@@ -9,12 +9,15 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
 
+from balsamfut.pilot import slicehand
 from balsamfut.pilot.commands import Commands
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.events import Event, Key, Tick
 from balsamfut.pilot.hand import Running
 from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Run, Signal, Take
 from balsamfut.pilot.process import Exit, Processes, start_guardian, sweep_mark
+from balsamfut.pilot.slicehand import SliceHand
+from balsamfut.pilot.slicenews import EndSlice, HaveMade, SignalCall, SliceOrder, StartSlice
 from balsamfut.pilot.squad import Squad
 
 log = logging.getLogger("balsamfut.pilot")
@@ -22,7 +25,7 @@ log = logging.getLogger("balsamfut.pilot")
 SAMPLE: Final = 0.5
 """Seconds between looks at the memory of tasks that are limited."""
 
-Order = Hire | Give | Take | GrantPlace | Dismiss | Run | Signal
+Order = Hire | Give | Take | GrantPlace | Dismiss | Run | Signal | SliceOrder
 
 
 class Staff:
@@ -33,12 +36,13 @@ class Staff:
         self.processes = Processes()
         self.squad = Squad(desk, self.processes)
         self.commands = Commands(desk, self.processes)
+        self.slices = SliceHand(desk, self.processes)
         self.other: Callable[[Exit], None] = lambda exit: None     # is told of the ends of what is neither
         self._sampled = 0.0
 
     def fds(self) -> Iterable[int]:
         """Readable when `listen` has something."""
-        return self.squad.fileno(), *self.processes.fds()
+        return self.squad.fileno(), self.slices.fileno(), *self.processes.fds()
 
     # ---- orders
 
@@ -74,8 +78,13 @@ class Staff:
         self.commands.signal(order.key, order.signal)
         return []
 
+    def _slice(self, order: SliceOrder, now: float) -> list[Event]:
+        self.slices.obey(order, now)
+        return []
+
     _OBEY: ClassVar[dict[type, Callable[[Any, Any, float], list[Event]]]] = {
-        Hire: _hire, Give: _give, Take: _take, GrantPlace: _grant, Dismiss: _dismiss, Run: _run, Signal: _signal}
+        Hire: _hire, Give: _give, Take: _take, GrantPlace: _grant, Dismiss: _dismiss, Run: _run, Signal: _signal,
+        StartSlice: _slice, HaveMade: _slice, SignalCall: _slice, EndSlice: _slice}
 
     def clean(self, mark: str) -> list[int]:
         """Kill what carries this mark; the pids that could not be killed."""
@@ -85,10 +94,12 @@ class Staff:
 
     def listen(self, now: float) -> list[Event]:
         """What workers have said, and what has ended."""
-        events = self.squad.listen()
+        events = [*self.squad.listen(), *self.slices.listen(now)]
         for exit in self.processes.reap():
             if isinstance(exit.key, tuple) and exit.key[0] == "worker":
                 events += self.squad.buried(exit)
+            elif isinstance(exit.key, tuple) and exit.key[0] == slicehand.KEY:
+                events += self.slices.buried(exit, now)
             elif isinstance(exit.key, tuple):
                 events += self.commands.ended(exit, now)
             else:
@@ -98,11 +109,11 @@ class Staff:
     @property
     def busy(self) -> bool:
         """Something is to be done at each tick."""
-        return self.squad.busy or self.commands.busy
+        return self.squad.busy or self.commands.busy or self.slices.busy
 
     def tick(self, now: float, watched: list[int]) -> list[Event]:
         """What nobody tells: of these workers, what they are running, and what memory is in use."""
-        events: list[Event] = [*self.squad.push(), *self.commands.linger()]
+        events: list[Event] = [*self.squad.push(), *self.commands.linger(), *self.slices.tick(now)]
         seen: list[tuple[int, Running]] = self.squad.running(watched)
         memory: list[tuple[Key, int]] = []
         if now - self._sampled >= SAMPLE:
@@ -129,3 +140,4 @@ class Staff:
         self.commands.close()
         self.guardian.goodbye()
         self.squad.close()
+        self.slices.close()
