@@ -20,6 +20,8 @@ PILOT_SILENCE: Final = 120.0
 """Seconds without a sign after which a pilot is given up: by then one that was only cut off has ended its tasks."""
 FAILED_STARTS: Final = 3
 """So many local pilots in a row that never enrolled, and the tasks that wait for one fail."""
+PAUSE: Final = 10.0
+"""Seconds between starts, at most, of local pilots that end before they have anything to report."""
 
 
 class Pilots:
@@ -31,6 +33,7 @@ class Pilots:
         self.attempts = attempts
         self.queues = queues
         self.failed_starts = 0
+        self.useless = 0               # pilots in a row that ended before they had anything to report
         self.next_start = 0.0
 
     def wanted(self, now: float) -> bool:
@@ -57,7 +60,8 @@ class Pilots:
             return
         if not pilot.enrolled and not pilot.stopping:
             self.failed_starts += 1
-            self.next_start = now + 0.5 * self.failed_starts
+        self.useless = 0 if pilot.seq or pilot.stopping else self.useless + 1
+        self.next_start = now + min(0.5 * max(self.failed_starts, self.useless - 1), PAUSE)
         self.attempts.lost(pilot, reason, now)
         if self.failed_starts >= FAILED_STARTS:
             self._give_up(reason, now)

@@ -26,7 +26,6 @@ from balsamfut import faults, platforms
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
 from balsamfut.pilot import spool
 from balsamfut.pilot.company import Company
-from balsamfut.pilot.core import Core
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
@@ -34,6 +33,7 @@ from balsamfut.pilot.gather import Gathering, read_hosts
 from balsamfut.pilot.orders import Run, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
 from balsamfut.pilot.uplink import Uplink
+from balsamfut.pilot.ward import Ward
 from balsamfut.placement import Packer
 from balsamfut.platforms import Platform
 from balsamfut.raised import error_payload
@@ -74,7 +74,7 @@ class Agent:
                          apart=bool(options.hosts) and len(names) > 1)
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
-        self.core = Core(Packer(platform.node, names), self.dispatch.binding, error_payload,
+        self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
                          cores=cores * len(names), node_cores=cores)
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
         self._plenty = MUCH + 2 * cores * len(names)    # attempts that are more than run here, and as many again
@@ -178,7 +178,8 @@ class Agent:
     def tick(self, now: float) -> None:
         """Look at what nobody tells."""
         self._tick = now
-        for event in self.staff.tick(now, list(self.core.planner.watched)):
+        watched = self.core.planner.watched      # others' are watched where they are
+        for event in self.staff.tick(now, [number for number in self.staff.squad.numbers() if number in watched]):
             self.arrive(event, now)
 
     def beat(self, now: float) -> None:
