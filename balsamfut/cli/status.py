@@ -46,4 +46,4 @@ def command(site: str | None, as_json: bool) -> None:
             for pilot in pilots], empty="")
     if out:
         names = ", ".join(node.name for node in out[:FEW]) + (" ..." if len(out) > FEW else "")
-        click.echo(f"\n{len(out)} nodes are given no work ({names}); balsamfut node ls says why")
+        click.echo(f"\nnodes that are given no work: {len(out)} ({names}); balsamfut node ls says why")

@@ -263,9 +263,8 @@ class Health:
         self._suspected.add(node)
         counts = [kind.elsewhere(node) for kind in self._streaks[node]]
         others, fails = sum(each[0] for each in counts), sum(each[1] for each in counts)
-        told = f" (the last: {what})" if what else ""
-        why = f"{tasks} different tasks in a row failed here{told}, and {fails} of {others} like them elsewhere"
-        return [Quarantine(node, why)]
+        why = f"{tasks} different tasks in a row failed here, and of {others} like them elsewhere {fails or 'none'} did"
+        return [Quarantine(node, f"{why} (the last: {what})" if what else why)]
 
     def _reconsider(self, kind: _Kind) -> list[Verdict]:
         """Nodes that were put out because tasks of this kind failed there: is it still a coincidence?"""
