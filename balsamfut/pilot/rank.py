@@ -1,4 +1,4 @@
-"""One rank of an MPI-parallel Python function: every rank calls it, rank 0's value is the task's.
+"""One rank of a launch that is for one call of an MPI-parallel Python function.
 
 An exception on any rank ends all of them and is the task's exception.  Started by the MPI launcher with the paths of
 the call file and of the result file (balsamfut.pilot.ranks).  It knows no agent.
@@ -14,10 +14,9 @@ from typing import Final, NoReturn
 import msgspec
 
 from balsamfut import context, serialize
-from balsamfut.model import Blob
 from balsamfut.pilot import output
+from balsamfut.pilot.mpicall import Caller
 from balsamfut.pilot.ranks import Letter, Outcome
-from balsamfut.pilot.stage import Work
 
 _RANKS: Final = ("PMI_RANK", "PMIX_RANK", "PALS_RANKID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -30,48 +29,32 @@ def main() -> None:
     call, result = sys.argv[1:3]
     letter = msgspec.msgpack.decode(Path(call).read_bytes(), type=Letter)
     output.settle()
-    number = rank()
-    setup, order = letter.setup, letter.order
-    objects = Path(setup.objects)
+    number, caller, attempt = rank(), Caller(letter.setup), letter.order.attempt
     try:
-        payload = _call(letter, objects)
+        payload = _call(letter, caller, number)
     except BaseException as exc:
-        worker = f"{setup.name}, rank {number}"
-        data = serialize.dumps_exception(exc, host=os.uname().nodename, worker=worker)
-        failed = Outcome(False, serialize.stow(data, objects, setup.inline), serialize.one_line(exc))
-        _write(Path(f"{result}.failed"), failed, order.attempt)
+        data = caller.pickled(exc, os.uname().nodename, number)
+        _write(Path(f"{result}.failed"), Outcome(False, caller.stow(data), serialize.one_line(exc)), attempt)
         _end_all()
-    if number == 0:
-        _write(Path(result), Outcome(True, serialize.stow(payload, objects, setup.inline), ""), order.attempt)
+    if payload is not None:
+        _write(Path(f"{result}.{number}" if number else result), Outcome(True, caller.stow(payload), ""), attempt)
     output.flush()
 
 
-def _call(letter: Letter, objects: Path) -> bytes:
-    """The pickled value of the function."""
-    setup, order, app = letter.setup, letter.order, letter.app
+def _call(letter: Letter, caller: Caller, number: int) -> bytes | None:
+    """The pickled value of the function, where this rank's is asked for."""
+    path = letter.setup.pool.path
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+    code = caller.code(letter.code)
+    context.enter(caller.task(letter.order, letter.app))
+    return caller.call(letter.order, letter.app, code, number, _world)
 
-    def read(blob: Blob) -> bytes:
-        return serialize.fetch(blob, objects)
 
-    def raw(payload: object) -> bytes:
-        data = read(payload) if isinstance(payload, Blob) else payload
-        assert isinstance(data, bytes)
-        return data
+def _world() -> object:
+    """The communicator of the whole launch, for a function that wants it as an argument."""
+    from mpi4py import MPI
 
-    sys.path[:] = [*setup.pool.path, *(entry for entry in sys.path if entry not in setup.pool.path)]
-    code = serialize.loads_code(raw(letter.code))
-    args, kwargs = ((), {}) if order.args is None else serialize.loads_args(
-        raw(order.args), [serialize.loads(value, read) for value in order.values])
-    extra = order.extra
-    context.enter(context.TaskContext(
-        order.task, order.attempt, address=setup.address, site=setup.site, workdir=order.workdir, name=app.name,
-        tags=extra.tags if extra is not None else (), pool=setup.pool))
-    work = Work(order, app, code, args, kwargs, order.workdir, setup.pool.cwd)
-    value = code.func(*args, **kwargs) if rank() else work.call()  # type: ignore[misc]
-    payload, futures = serialize.dumps_result(value) if rank() == 0 else (b"", [])
-    if futures:
-        raise TypeError(f"{app.name} runs on several ranks and returned futures; return their values")
-    return payload
+    return MPI.COMM_WORLD
 
 
 def _write(path: Path, outcome: Outcome, attempt: int) -> None:
