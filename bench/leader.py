@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import os
 import pickle
@@ -29,6 +30,7 @@ import zmq  # noqa: E402
 
 from balsamfut.messages import (  # noqa: E402
     PROTOCOL,
+    BeatAck,
     Enrol,
     Enrolled,
     Exited,
@@ -41,8 +43,18 @@ from balsamfut.messages import (  # noqa: E402
     Reports,
     Stop,
 )
-from balsamfut.messages import BeatAck  # noqa: E402
-from balsamfut.model import AppKind, AppSpec, Extra, Options, Pool, Resources, ShellResult, TaskClass, TaskSpec, TILE  # noqa: E402
+from balsamfut.model import (  # noqa: E402
+    TILE,
+    AppKind,
+    AppSpec,
+    Extra,
+    Options,
+    Pool,
+    Resources,
+    ShellResult,
+    TaskClass,
+    TaskSpec,
+)
 from balsamfut.pilot.events import Commanded  # noqa: E402
 from balsamfut.pilot.muster import read_join  # noqa: E402
 from balsamfut.pilot.orders import Disband, Enlist, News, Pulsed, Run, ToFollower  # noqa: E402
@@ -76,16 +88,17 @@ def play(join: Path, first: int, last: int, seconds: float) -> None:
     context = zmq.Context.instance()
     context.set(zmq.MAX_SOCKETS, last - first + 16)
     poller = Poller()
-    links = {}
-    for host in range(first, last):
-        link = Link(told.address, ToFollower, Keys(told.public, told.secret, (told.leader,)))
-        link.send(Enlist(PROTOCOL, told.token, host, told.hosts[host], os.getpid(), []))
-        links[host] = link
-        poller.register(link)
+    links: dict[int, Link] = {}
+    number: dict[int, int] = {}
     due: list[tuple[float, int, tuple[int, int], float]] = []
     pulse = time.time()
-    number = {id(link): host for host, link in links.items()}
+    coming = iter(range(first, last))
     while True:
+        for host in itertools.islice(coming, 50):     # a few at a time, so that those who are here are heard
+            link = links[host] = Link(told.address, ToFollower, Keys(told.public, told.secret, (told.leader,)))
+            link.send(Enlist(PROTOCOL, told.token, host, told.hosts[host], os.getpid(), []))
+            number[id(link)] = host
+            poller.register(link)
         now = time.time()
         for link in poller.poll(0.02):
             for message in link.receive(64):
@@ -196,8 +209,8 @@ def measure(options: argparse.Namespace, site: Path) -> dict[str, float]:
                 raise SystemExit("leader: it ended")
         took = time.time() - began
         after, memory, _ = usage(leader.pid)
-        figures |= {"commands a second": options.tasks / took, "leader's CPU for one, us": 1e6 * (after - cpu) / options.tasks,
-                    "memory with work, MB": memory}
+        figures |= {"commands a second": options.tasks / took, "memory with work, MB": memory,
+                    "leader's CPU for one, us": 1e6 * (after - cpu) / options.tasks}
         interchange.door.send(interchange.peer, Stop(0.0))
         leader.wait(60)
     finally:

@@ -14,6 +14,7 @@ import argparse
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -337,6 +338,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]         # thousands of followers, a file for each task's output
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     local = options.platform == "workstation"
     platform = platforms.workstation(options.cores) if local else platforms.load(options.platform)

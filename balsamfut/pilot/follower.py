@@ -167,9 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What a launcher set for us would make our tasks believe that they are ranks of its launch.
         for name in os.environ.keys() - launch.scrub(os.environ).keys():
             del os.environ[name]
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         local = join.platform == "workstation"
         platform = platforms.workstation(join.cores or None) if local else platforms.load(join.platform)
         agent = Agent(join, platform, host)

@@ -21,7 +21,6 @@ import functools
 import os
 import select
 import signal
-import sys
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,8 +30,7 @@ from balsamfut.pilot import guardian
 from balsamfut.pilot.command import NOT_RUN, Finder, StartError, copies, refusal
 from balsamfut.pilot.guardian import MARK, Row, family, mark_of, sweep, sweep_mark
 
-__all__ = ["MARK", "Child", "Exit", "Guardian", "Processes", "StartError", "Stream", "become_subreaper",
-           "start_guardian", "sweep", "sweep_mark"]
+__all__ = ["MARK", "Child", "Exit", "Processes", "StartError", "Stream", "become_subreaper", "sweep", "sweep_mark"]
 
 Stream = int | str | os.PathLike[str]
 """A descriptor of ours, or a path; relative ones lie under the child's directory."""
@@ -40,12 +38,12 @@ Stream = int | str | os.PathLike[str]
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_CHILD_SUBREAPER: Final = 36
 # Signals that we, or who started us (nohup, a shell's `&`), may ignore: an ignored signal stays so in children.
-_DEFAULTS: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
+DEFAULTS: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
                     signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD]
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
 # Appending in any case: what others write to the same file meanwhile is not to be overwritten.
 _FLAGS: Final = {"r": os.O_RDONLY | os.O_NOCTTY, "a": _APPEND, "w": _APPEND | os.O_TRUNC}
-_spared: set[int] = set()  # children that no Processes may touch: guardians
+spared: set[int] = set()  # children that no Processes may touch: guardians
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class Processes:
                 os.set_inheritable(int(name), int(name) <= 2)
         self._null = os.open(os.devnull, os.O_RDWR)
         self._home = os.open(".", os.O_PATH | os.O_DIRECTORY)
-        self._cpus = frozenset(os.sched_getaffinity(0))
+        self._cpus = self._own = frozenset(os.sched_getaffinity(0))
         self._epoll = select.epoll()
         self._me = os.getpid()
         try:
@@ -117,6 +115,13 @@ class Processes:
         self._before = self._children()                # not ours to touch
 
     # ---- starting
+
+    def keep_to(self, cores: Collection[int]) -> None:
+        """Run on these cores from now on, in so far as there are any of them; what is started is not bound by that."""
+        own = self._cpus.intersection(cores)
+        if own and own != self._cpus:
+            self._own = own
+            os.sched_setaffinity(0, own)
 
     def spawn(self, key: Hashable, argv: Sequence[str], *, env: Mapping[str, str], cwd: str | os.PathLike[str],
               mark: str, stdin: Stream | None = None, stdout: Stream | None = None, stderr: Stream | None = None,
@@ -140,13 +145,13 @@ class Processes:
             wanted[2] = wanted[1] if same else self._stream(stderr, "stderr", stderr_mode, opened)
             wanted.update(fds or {})
             bound = bool(cores) and self._cpus.issuperset(cores or ())
-            if bound:
-                os.sched_setaffinity(0, cores or ())
+            if bound or self._own is not self._cpus:
+                os.sched_setaffinity(0, cores if bound and cores else self._cpus)
             pid = self._execute(list(argv), {**env, MARK: mark}, copies(wanted, opened))
         finally:
             os.fchdir(self._home)
-            if cores:
-                os.sched_setaffinity(0, self._cpus)
+            if cores or self._own is not self._cpus:
+                os.sched_setaffinity(0, self._own)
             for fd in opened:
                 os.close(fd)
         return self._enlist(_Attempt(key, pid, mark), bound)
@@ -175,7 +180,7 @@ class Processes:
         file = self._finder.find(argv[0], path)
         try:
             return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                  setsigdef=_DEFAULTS)
+                                  setsigdef=DEFAULTS)
         except ValueError as exc:  # a NUL, or a variable with `=` in its name
             raise StartError(errno.EINVAL, f"cannot run {argv[0]!r}: its arguments or its environment are not "
                              f"acceptable to the system ({exc})", NOT_RUN) from None
@@ -270,7 +275,7 @@ class Processes:
         """Kill all that we started and adopted.  Returns the pids that could not be killed."""
         def find(rows: dict[int, Row]) -> set[int]:
             self.tidy()
-            seeds = {pid for pid, each in rows.items() if each.parent == self._me} - self._before - _spared
+            seeds = {pid for pid, each in rows.items() if each.parent == self._me} - self._before - spared
             return family(rows, seeds) | self._members(rows, list(self._attempts.values()))
 
         return guardian.end(find, patience)
@@ -308,7 +313,7 @@ class Processes:
 
     def tidy(self) -> None:
         """Reap adopted processes that have ended.  remains() does it too; call it at times while long attempts run."""
-        strangers = self._children() - self._running - self._before - _spared
+        strangers = self._children() - self._running - self._before - spared
         for pid in [pid for pid in self._orphans if pid not in strangers]:
             del self._orphans[pid]
         for pid in strangers:
@@ -349,52 +354,4 @@ class Processes:
                 sessions.add(each.pid)
         seeds.update(pid for pid, owners in self._orphans.items() if owners <= keys)
         seeds.update(pid for pid in rows if pid != self._me and mark_of(pid) in marks)
-        return family(rows, seeds, sessions) - {self._me} - _spared
-
-
-class Guardian:
-    """The guardian process of this agent, seen from the agent."""
-
-    def __init__(self, token: str, pid: int, pipe: int) -> None:
-        self.token = token
-        self.pid = pid
-        self._pipe = pipe
-
-    def goodbye(self) -> list[int]:
-        """Kill what still carries the token, then let the guardian go.  Returns what could not be killed; while there
-        is any, the guardian stays and goes on with it after our end."""
-        left = sweep(self.token)
-        if not left:
-            try:
-                os.write(self._pipe, b".")
-            except BrokenPipeError:  # it was killed
-                pass
-        os.close(self._pipe)
-        if not left:
-            os.waitpid(self.pid, 0)
-            _spared.discard(self.pid)
-        return left
-
-
-def start_guardian(token: str) -> Guardian:
-    """Start the process that kills all that carry this token when we die without Guardian.goodbye().
-
-    token: what marks begin with, before a `:`.  It must be this agent's own, or the death of one agent ends the
-    work of the others that share it on this host.  Raises OSError.
-    """
-    read, write = os.pipe()
-    null = os.open(os.devnull, os.O_RDWR)
-    opened = [read, null]
-    try:
-        env = {name: value for name, value in os.environ.items() if name != MARK}
-        # Blocked, so from its first instant on no signal that ends a whole terminal or batch job ends it too.
-        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
-        pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-E", guardian.__file__], env, setsid=True,
-                             file_actions=copies({0: read, 1: null, 2: null}, opened), setsigmask=blocked,
-                             setsigdef=_DEFAULTS)
-        _spared.add(pid)
-        os.write(write, os.fsencode(token) + b"\n")
-    finally:
-        for fd in opened:
-            os.close(fd)
-    return Guardian(token, pid, write)
+        return family(rows, seeds, sessions) - {self._me} - spared

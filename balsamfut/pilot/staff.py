@@ -13,9 +13,10 @@ from balsamfut.pilot import slicehand
 from balsamfut.pilot.commands import Commands
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.events import Event, Key, Tick
+from balsamfut.pilot.guarded import start_guardian
 from balsamfut.pilot.hand import Running
 from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Run, Signal, Take
-from balsamfut.pilot.process import Exit, Processes, start_guardian, sweep_mark
+from balsamfut.pilot.process import Exit, Processes, sweep_mark
 from balsamfut.pilot.slicehand import SliceHand
 from balsamfut.pilot.slicenews import EndSlice, HaveMade, SignalCall, SliceOrder, StartSlice
 from balsamfut.pilot.squad import Squad
@@ -34,6 +35,8 @@ class Staff:
     def __init__(self, desk: Desk) -> None:
         self.guardian = start_guardian(desk.token)
         self.processes = Processes()
+        if not desk.pretend:
+            self.processes.keep_to(desk.platform.node.agent)
         self.squad = Squad(desk, self.processes)
         self.commands = Commands(desk, self.processes)
         self.slices = SliceHand(desk, self.processes)

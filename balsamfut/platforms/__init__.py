@@ -42,6 +42,7 @@ class Node(msgspec.Struct, frozen=True):
     memory: int              # bytes for tasks; 0: not known, so not limited
     smt: int = 1             # hardware threads per core
     smt_offset: int = 0      # sibling thread i of core c is CPU c + i * smt_offset
+    agent: tuple[int, ...] = ()   # cores that tasks leave free by custom, to which agents keep; none: to no particular ones
 
     def threads(self, cores: Iterable[int], threads_per_core: int) -> tuple[int, ...]:
         """The CPUs that a rank with these cores is bound to: siblings too, as far as threads_per_core wants them."""
@@ -95,6 +96,7 @@ class _NodeFile(msgspec.Struct, forbid_unknown_fields=True):
     memory_gb: float
     smt: int = 1
     smt_offset: int = 0
+    agent: str = ""
 
 
 class _AcceleratorsFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -254,4 +256,5 @@ def _node(file: _File) -> Node:
         raise ValueError("accelerators.tiles: all tiles need masks for the same modes")
     last = len(file.node.numa) - 1
     return Node(file.name, cores, tuple(side.get(cpu, max(last, 0)) for cpu in cores), tuple(tiles),
-                int(file.node.memory_gb * _GB), file.node.smt, file.node.smt_offset)
+                int(file.node.memory_gb * _GB), file.node.smt, file.node.smt_offset,
+                tuple(cpu for cpu in cpu_list(file.node.agent) if cpu in usable))

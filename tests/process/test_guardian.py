@@ -18,7 +18,8 @@ from balsamfut.pilot.guardian import MARK
 
 AGENT = """
 import os, sys
-from balsamfut.pilot.process import Processes, start_guardian
+from balsamfut.pilot.guarded import start_guardian
+from balsamfut.pilot.process import Processes
 procs = Processes()
 watch = start_guardian(sys.argv[1])
 script = '''
