@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Final
 from balsamfut.messages import Enrolled, Fault, Item, NodeNews, NodeState
 from balsamfut.pilot import planner
 from balsamfut.pilot.core import Core
+from balsamfut.pilot.crew import Worker
 from balsamfut.pilot.events import Commanded, Effect, Event, Heard, NodeGone, Send, Slot, Steal, WorkerGone
 from balsamfut.pilot.hand import Prepared, Ready, Result, Stage
 from balsamfut.pilot.health import Health, Quarantine, Verdict
 from balsamfut.pilot.launching import named
-from balsamfut.pilot.queue import Attempt, Group, Where
+from balsamfut.pilot.queue import Attempt, Group
 
 _LOOK: Final = 256
 """So many of the attempts that run are looked at, the oldest first, when one has failed."""
@@ -74,9 +75,7 @@ class Ward(Core):
 
     def _heard_of(self, event: Heard) -> None:
         worker = self._crew.workers[event.worker]
-        if worker.slot is None:
-            return
-        nodes = _nodes(worker.slot)
+        nodes = _home(worker)
         done = 0
         for message in event.messages:
             if type(message) is Result:
@@ -96,9 +95,9 @@ class Ward(Core):
 
     def _lost_with(self, event: WorkerGone) -> None:
         worker = self._crew.workers[event.worker]
-        if worker.slot is None or worker.victim is not None:
+        if worker.victim is not None:
             return
-        running, nodes = event.running, _nodes(worker.slot)
+        running, nodes = event.running, _home(worker)
         if running is not None and worker.hand and worker.hand[0].key == (running.task, running.attempt):
             attempt = worker.hand[0]
             if attempt.cause is Fault.NONE and attempt.stage is Stage.CALL:
@@ -168,16 +167,22 @@ class Ward(Core):
             effects.append(Send(news))
             self._news[node] = NodeNews(news.name, state, reason, self._now, True)
         effects += [Steal(worker.id) for worker in self._crew.workers.values()
-                    if len(worker.hand) > 1 and worker.slot is not None and node in _nodes(worker.slot)]
-        for attempt in list(self.attempts.values()):
-            if (attempt.where is Where.QUEUED and not attempt.begun
-                    and self.planner.impossible(attempt.group.resources)):
-                self._queue.remove(attempt)
-                self._over(attempt, Fault.RETURNED)
+                    if len(worker.hand) > 1 and node in _home(worker)]
+        for group in list(self._groups.values()):
+            if isinstance(group, Group) and group.queue and self.planner.impossible(group.resources):
+                for attempt in [each for each in group.queue if not each.begun]:
+                    self._queue.remove(attempt)
+                    self._over(attempt, Fault.RETURNED)
         return effects
 
     _LOOKS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Heard: _heard_of, WorkerGone: _lost_with, Commanded: _commanded_there, NodeGone: _nothing, Enrolled: _nothing}
+
+
+def _home(worker: Worker) -> list[int]:
+    """Where a worker is: on its slot's node, unless that was found on another host for a task that had been blocked."""
+    slot, host = worker.slot, worker.kind[2]
+    return [] if slot is None else _nodes(slot) if slot.host == host else [host]
 
 
 def _nodes(slot: Slot) -> list[int]:
