@@ -46,6 +46,8 @@ class Interchange(msgspec.Struct, frozen=True):
         "what goes into log/interchange.log"))] = "info"
     linger: Annotated[float, Meta(ge=0, description=(
         "seconds that an interchange which a script started for itself stays after its last client left"))] = 1.0
+    interface: Annotated[str, Meta(description=(
+        "network interface where it listens for pilots and clients on other hosts; empty: the platform's"))] = ""
 
 
 class Pilot(msgspec.Struct, frozen=True):

@@ -81,7 +81,9 @@ class _Guests:
         self.allowed: dict[str, frozenset[bytes]] = {}
         self._thread: Any = None
 
-    def admit(self, domain: str, keys: frozenset[bytes]) -> None:
+    def admit(self, keys: frozenset[bytes]) -> str:
+        """The domain of a door that lets these in."""
+        domain = f"door-{len(self.allowed)}"
         self.allowed[domain] = keys
         if self._thread is None:
             from zmq.auth.thread import ThreadAuthenticator  # 30 ms, which only doors on a network are worth
@@ -89,6 +91,7 @@ class _Guests:
             self._thread = ThreadAuthenticator(zmq.Context.instance())
             self._thread.start()
         self._thread.configure_curve_callback(domain, self)
+        return domain
 
     def callback(self, domain: str, key: bytes) -> bool:
         """What the authenticator asks for each guest; the key in Z85."""
@@ -129,8 +132,7 @@ class Door:
         self._decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(decoder).decode
         self._path = Path(address.removeprefix("ipc://")) if local else None
         if keys is not None:
-            domain = keys.public.decode()
-            _guests.admit(domain, frozenset(keys.others))
+            domain = _guests.admit(frozenset(keys.others))
             self._socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
             self._socket.setsockopt(zmq.CURVE_SERVER, 1)
             _secure(self._socket, keys)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from balsamfut import connection, faults
+from balsamfut import connection, faults, keyring
 from balsamfut.connection import Connection
 from balsamfut.errors import InterchangeLost
 from balsamfut.executor import local
@@ -89,7 +89,7 @@ class Line:
 
     def _open(self, found: Connection) -> None:
         self._connection = found
-        self._link = Link(found.clients, ToClient)
+        self._link = Link(found.clients, ToClient, keyring.link(self.site, "client", found.clients))
         self._poller.register(self._link)
         self.up = True
         try:

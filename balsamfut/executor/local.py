@@ -109,7 +109,7 @@ def _checked(site: Path, found: Connection) -> Connection:
     if found.protocol != PROTOCOL:
         raise ProtocolMismatch(f"the interchange of {site} (process {found.pid}) speaks protocol {found.protocol}, "
                                f"this balsamfut {PROTOCOL}: use the same version, or end that process first")
-    if not found.here:
+    if not found.here and not found.clients.startswith("tcp://"):
         raise InterchangeLost(f"the interchange of {site} runs on {found.host} (process {found.pid}), can be reached "
                               "only there: run the script on that host, or end the process and run it here")
     return found

@@ -29,13 +29,14 @@ from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import LocalPilots
 from balsamfut.interchange.core import Core, Turn
+from balsamfut.interchange.doors import open_doors
 from balsamfut.interchange.fits import Fits, shape
 from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.interchange.watching import Watched
-from balsamfut.messages import PROTOCOL, FromClient, FromPilot, Hello, Message, Notice, Reports, Submit
-from balsamfut.wire import Door, Poller, Waker, local_address
+from balsamfut.messages import PROTOCOL, Hello, Message, Notice, Reports, Submit
+from balsamfut.wire import Poller, Waker
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ class Server:
         platform = args.platform or usual.platform
         first = shape(platform, args.nodes or usual.nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
-        platforms.load(platform)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
@@ -85,8 +85,10 @@ class Server:
         self.core = Core(self.store.load_world(), config, Fits(), self.clock.now())
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
-        self.clients = Door(local_address(site, "clients"), FromClient)
-        self.pilots = Door(local_address(site, "pilots"), FromPilot)
+        networked = not args.embedded or bool(usual.hosts)     # there are clients or pilots on other hosts
+        machine = platforms.load(platform)
+        interface = self.settings.interchange.interface or machine.network.get("callback_interface", "")
+        self.clients, self.pilots = open_doors(site, networked=networked, interface=interface)
         self.blocks = LocalPilots(site, self.pilots.address)
         self.poller = Poller()
         self.waker = Waker()

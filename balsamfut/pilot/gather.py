@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 from balsamfut.errors import SiteError
+from balsamfut.network import own_address
 from balsamfut.pilot import dialects, muster
 from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
@@ -34,7 +35,7 @@ class Gathering:
         self._deadline = now + patience
         self._patience = patience
         self._left: set[str] = set()            # launches that run
-        address = muster.own_address(platform.network.get("callback_interface", ""), socket.gethostname())
+        address = own_address(platform.network.get("callback_interface", ""), desk.names[0])
         self.company = Company(desk, desk.names, f"tcp://{address}:*", Keys(leader, leader_secret, (public,)), now)
         muster.prepare(self._run, Join(
             self.company.door.address, leader, public, secret, desk.token, desk.pilot, str(desk.site), desk.names,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import psutil  # type: ignore[import-untyped]
 
 from balsamfut.errors import SiteError
 from balsamfut.pilot import dialects
@@ -85,24 +84,6 @@ def order_hosts(hosts: Sequence[str], name: str) -> list[str]:
         some = ", ".join(once[:5]) + (" ..." if len(once) > 5 else "")
         raise SiteError(f"the agent that leads runs on {name}, which is none of this pilot's hosts: {some}")
     return [once[own], *once[:own], *once[own + 1:]]
-
-
-def own_address(interface: str, name: str) -> str:
-    """This host's IPv4 address on that interface; "": the one that its name stands for, else any that is not local."""
-    import socket
-
-    found: dict[str, list[str]] = {each: [a.address for a in addresses if a.family is socket.AF_INET]
-             for each, addresses in psutil.net_if_addrs().items()}
-    if interface and found.get(interface):
-        return found[interface][0]
-    try:
-        named = socket.gethostbyname(name)
-    except OSError:
-        named = ""
-    known = [address for addresses in found.values() for address in addresses]
-    if named in known and not named.startswith("127."):
-        return named
-    return next((address for address in known if not address.startswith("127.")), "127.0.0.1")
 
 
 def prepare(run: Path, join: Join, python: str = sys.executable) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from balsamfut import connection
+from balsamfut import connection, keyring
 from balsamfut.connection import Connection, runs
 from balsamfut.messages import Message, ToPilot
 from balsamfut.wire import Link, Poller
@@ -26,7 +26,7 @@ class Uplink:
         self._poller = poller
         self.known = connection.read(self._site)
         self._starter = starter           # the interchange that started us, until another has taken its place; or 0
-        self.link = Link(address, ToPilot)
+        self.link = Link(address, ToPilot, keyring.link(site, "pilot", address))
         self.heard = now                  # when the interchange last said something
         self.away: float | None = None    # since when there is nobody
         poller.register(self.link)
@@ -49,7 +49,7 @@ class Uplink:
         if found is not None and found.pilots != self.link.address and self._alive(found):
             self._poller.unregister(self.link)
             self.link.close()
-            self.link = Link(found.pilots, ToPilot)
+            self.link = Link(found.pilots, ToPilot, keyring.link(self._site, "pilot", found.pilots))
             self._poller.register(self.link)
             self.known, self.heard, self.away = found, now, None
             self._starter = 0

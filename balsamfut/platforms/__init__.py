@@ -42,7 +42,7 @@ class Node(msgspec.Struct, frozen=True):
     memory: int              # bytes for tasks; 0: not known, so not limited
     smt: int = 1             # hardware threads per core
     smt_offset: int = 0      # sibling thread i of core c is CPU c + i * smt_offset
-    agent: tuple[int, ...] = ()   # cores that tasks leave free by custom, to which agents keep; none: to no particular ones
+    agent: tuple[int, ...] = ()   # cores that tasks leave free by custom, to which agents keep; none: to any
 
     def threads(self, cores: Iterable[int], threads_per_core: int) -> tuple[int, ...]:
         """The CPUs that a rank with these cores is bound to: siblings too, as far as threads_per_core wants them."""
