@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from balsamfut import serialize
 from balsamfut.messages import Detail
 from balsamfut.model import AppKind, AppSpec, Extra, TaskState, default_workdir, restored
+from balsamfut.outlog import Span
 
 T = TypeVar("T")
 
@@ -282,9 +283,11 @@ class TaskFuture(Future[T]):
     @property
     def workdir(self) -> Path:
         """Where the task runs (an absolute path; made when the task starts).  Waits as task_id does."""
-        if self._detail is not None and self._detail.workdir:
-            silent = self._detail.returncode is not None and not self._detail.stdout
-            return restored(self._detail.workdir) if silent else Path(self._detail.workdir)
+        detail = self._detail
+        if detail is not None and detail.workdir:
+            logged = _logged(detail)
+            silent = detail.returncode is not None and not detail.stdout
+            return restored(detail.workdir, logged) if silent or logged else Path(detail.workdir)
         data = self._of_task().data
         if self._extra is not None and self._extra.workdir:
             return data / self._extra.workdir
@@ -315,6 +318,8 @@ class TaskFuture(Future[T]):
     def _stream(self, which: str) -> Path | None:
         owner = self._of_task()
         detail, extra = self._detail, self._extra
+        if detail is not None and _logged(detail):
+            return self.workdir / "job.out"
         if detail is not None and getattr(detail, which):
             path = Path(getattr(detail, which))
             start, end = getattr(detail, which + "_span")
@@ -341,6 +346,13 @@ class TaskFuture(Future[T]):
 
 
 _ENDED_BADLY: Final = frozenset({TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.CANCELLED})
+
+
+def _logged(detail: Detail) -> Span | None:
+    """Where the output of a command is that left no directory."""
+    if detail.returncode is None or not detail.workdir or detail.stdout_span == (0, 0):
+        return None
+    return Span(detail.stdout, *detail.stdout_span)
 
 
 def _cut(log: Path, start: int, end: int, target: Path) -> Path | None:

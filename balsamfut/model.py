@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
+
+from balsamfut.outlog import Span
 
 TILE: Final = 10_000
 """Shares of one tile: resources are integers, so `gpus_per_rank=0.5` is 5000."""
@@ -207,55 +210,72 @@ class ShellResult:
     """How a command ended: its exit code, and where its output is.  Compares by value, cannot be changed.
 
     Attributes: returncode (int); stdout, stderr, workdir (absolute pathlib.Path; stderr is stdout where it was merged).
+    logged: where its output is until somebody asks for these; None: it is there, or there is none.
     """
 
-    __slots__ = ("returncode", "_paths")
+    __slots__ = ("returncode", "_paths", "_logged")
     returncode: int
     _paths: tuple[str, str, str]
+    _logged: Span | None
 
-    def __init__(self, returncode: int, stdout: str, stderr: str, workdir: str) -> None:
+    def __init__(self, returncode: int, stdout: str, stderr: str, workdir: str,
+                 logged: tuple[str, int, int] | None = None) -> None:
         object.__setattr__(self, "returncode", returncode)
         object.__setattr__(self, "_paths", (stdout, stderr, workdir))
+        object.__setattr__(self, "_logged", None if logged is None else Span(*logged))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a ShellResult cannot be changed (attribute {name})")
 
     @property
     def stdout(self) -> Path:
-        return restored(self._paths[2]) / self._paths[0]
+        return self.workdir / self._paths[0]
 
     @property
     def stderr(self) -> Path:
-        return restored(self._paths[2]) / self._paths[1]
+        return self.workdir / self._paths[1]
 
     @property
     def workdir(self) -> Path:
-        return restored(self._paths[2])
+        return restored(self._paths[2], self._logged)
 
-    def __reduce__(self) -> tuple[type[ShellResult], tuple[int, str, str, str]]:
-        return ShellResult, (self.returncode, *self._paths)
+    def __reduce__(self) -> tuple[type[ShellResult], tuple[object, ...]]:
+        logged = () if self._logged is None else (tuple(self._logged),)
+        return ShellResult, (self.returncode, *self._paths, *logged)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShellResult) and self.__reduce__() == other.__reduce__()
+        return (isinstance(other, ShellResult)
+                and (self.returncode, self._paths) == (other.returncode, other._paths))
 
     def __hash__(self) -> int:
-        return hash(self.__reduce__())
+        return hash((self.returncode, self._paths))
 
     def __repr__(self) -> str:
         stdout, stderr, workdir = self._paths
         return f"ShellResult(returncode={self.returncode}, {stdout=}, {stderr=}, {workdir=})"
 
 
-def restored(workdir: str) -> Path:
-    """The workdir of a command that is over.  One that left nothing, and said nothing, has left no directory either
-    (balsamfut.pilot.workdirs), so it is made for who asks; where it cannot be made it is a path to nothing."""
-    if not os.path.exists(workdir):
+def restored(workdir: str, logged: Span | None = None) -> Path:
+    """The workdir of a command that is over.  One that left no more than a little output has left no directory
+    (balsamfut.pilot.workdirs), so it is made for who asks, with the job.out that was logged; where that cannot be, it
+    is a path to nothing.  Several may ask at once: it is there for each of them, and whole, when this returns."""
+    shard, name = os.path.split(workdir)
+    if os.path.exists(workdir) or not os.path.isdir(os.path.dirname(shard)):
+        return Path(workdir)             # it is there; or the site is not seen from here
+    part = os.path.join(shard, f".{name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
+    output = os.path.join(part, "job.out")
+    try:
+        data = b"" if logged is None else logged.read()
+        os.makedirs(part)
         try:
-            if os.path.isdir(os.path.dirname(os.path.dirname(workdir))):    # the site is seen from here
-                os.makedirs(workdir)
-                open(os.path.join(workdir, "job.out"), "xb").close()
-        except OSError:
-            pass
+            with open(output, "xb") as file:
+                file.write(data)
+            os.rename(part, workdir)
+        except OSError:                  # somebody else was faster, or the disk is full
+            os.unlink(output)
+            os.rmdir(part)
+    except OSError:
+        pass
     return Path(workdir)
 
 

@@ -15,9 +15,12 @@ import signal
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from balsamfut.errors import BadStdStream, InvalidOption, LaunchFailed
 from balsamfut.messages import Detail, Fault
 from balsamfut.model import AppKind, Extra, Pool, Resources, ShellResult
+from balsamfut.outlog import OutputLog, Span
 from balsamfut.pilot import launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
@@ -67,7 +70,8 @@ class Commands:
         self._desk = desk
         self._processes = processes
         self._running: dict[Key, Command] = {}
-        self._workdirs = Workdirs(desk.data, str(desk.pilot))
+        self._workdirs = Workdirs(desk.data, f"{desk.pilot}-{desk.host}")
+        self._log = OutputLog(desk.site / "log" / f"pilot-{desk.pilot}", desk.host)
         self._launcher: Launcher | None = None
         self._vni = VniLatch()
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
@@ -238,19 +242,37 @@ class Commands:
         if missing:
             exc = missing_outputs(app, missing)
             return Commanded(key, returncode, command.started, Fault.TASK, error_payload(exc), str(exc), detail)
-        if self._forgettable(command) and self._workdirs.take_back(command.workdir):
-            detail = Detail(returncode=returncode, host=detail.host, workdir=command.workdir, attempt=job.attempt)
-        result = ShellResult(returncode, command.stdout, command.stderr, command.workdir)
+        logged = None
+        if self._forgettable(command):
+            detail, logged = self._forgotten(command, detail)
+        result = ShellResult(returncode, command.stdout, command.stderr, command.workdir, logged)
         return Commanded(key, returncode, command.started, Fault.NONE, pickle.dumps(result, 5), "", detail)
 
     def _forgettable(self, command: Command) -> bool:
         """Nobody asked for anything in its directory, and nobody is left who could write there."""
         extra = command.job.extra or _NO_EXTRA
         return not (extra.workdir or extra.stdout or extra.stderr or extra.outputs or extra.inputs or command.flavour
-                    or command.call is not None or self._processes.strangers or command.job.followed)
+                    or command.call is not None or command.signalled or self._processes.strangers
+                    or command.job.followed)
+
+    def _forgotten(self, command: Command, detail: Detail) -> tuple[Detail, Span | None]:
+        """Have its directory go, if there is nothing in it that would not be found in the output log."""
+        logged: list[Span] = []
+
+        def keep(data: bytes) -> None:
+            logged.append(self._log.append(command.job.task, command.job.attempt, data))
+
+        if not self._workdirs.take_back(command.workdir, keep):
+            return detail, None
+        if not logged:
+            return msgspec.structs.replace(detail, stdout="", stderr=""), None
+        path, start, end = logged[0]
+        return msgspec.structs.replace(detail, stdout=path, stderr=path, stdout_span=(start, end),
+                                       stderr_span=(start, end)), logged[0]
 
     def close(self) -> None:
         """Nothing runs any more."""
+        self._log.close()
         sweep(self._desk.data, str(self._desk.pilot))
 
     def _verdict(self, command: Command, returncode: int) -> Verdict:

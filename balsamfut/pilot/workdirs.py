@@ -1,20 +1,24 @@
 """Workdirs that tasks did not choose: made when they are needed, and taken away when nothing was left in them.
 
-Most short commands leave nothing in their directory, and making it with its job.out is the dearest part of starting
-them: two new inodes are 0.1 to 1 ms on a disk, more where the file system is another machine.  So what a task left
-empty goes, under a name of ours, and then becomes the next task's; two renames are 15 us.  Whoever asks later for the
-output of such a task gets it made (model.restored).  Knows paths only.
+Most short commands leave nothing in their directory but a little output, and making it with its job.out is the dearest
+part of starting them: two new inodes are 0.1 to 1 ms on a disk, more where the file system is another machine, and
+there they stay.  So what a task left empty, or with no more in it than a small job.out that has been kept elsewhere,
+goes, under a name of ours, and then becomes the next task's; two renames are 15 us.  Whoever asks later for such a
+directory gets it made (model.restored).  Knows paths only.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 OUTPUT: Final = "job.out"
-_KEPT: Final = 64
+SMALL: Final = 4096
+"""Bytes of output that need no file of their own."""
+_MOST: Final = 64
 """Empty directories to hold; more than run at a time are of no use."""
 
 
@@ -42,33 +46,64 @@ class Workdirs:
             os.makedirs(workdir, exist_ok=True)
             self._spares.append(spare)
 
-    def take_back(self, workdir: str) -> bool:
-        """Take a directory away if it is as when it was made, and the output in it empty; True: it has gone."""
-        if len(self._spares) >= _KEPT:
-            return False
+    def take_back(self, workdir: str, keep: Callable[[bytes], object] | None = None) -> bool:
+        """Take a directory away if it is as when it was made, and the output in it empty, or small and kept by what is
+        given for that; True: it has gone.
+
+        keep may raise OSError: then the directory stays.
+        """
         try:
             names = os.listdir(workdir)
-            if names and (names != [OUTPUT] or not self._untouched(os.path.join(workdir, OUTPUT))):
-                return False
+            output = os.path.join(workdir, OUTPUT)
+            data = b""
+            if names:
+                seen = os.lstat(output) if names == [OUTPUT] else None
+                if seen is None or seen.st_size > (SMALL if keep is not None else 0) or not self._untouched(seen):
+                    return False
+                data = _content(output) if seen.st_size else b""
+                if len(data) != seen.st_size:        # it still grows
+                    return False
             if os.lstat(workdir).st_mode & 0o40777 != stat.S_IFDIR | self._modes[0]:
                 return False
+            if data and keep is not None:
+                keep(data)
             self._made += 1
             spare = os.path.join(self._data, f".empty-{self._name}-{self._made}")
             os.rename(workdir, spare)
         except OSError:              # somebody was faster, or it is not ours to move
             return False
-        self._spares.append(spare)
+        self._clear(spare, bool(data))
         return True
 
-    def _untouched(self, file: str) -> bool:
-        seen = os.lstat(file)
-        return seen.st_size == 0 and seen.st_nlink == 1 and seen.st_mode == stat.S_IFREG | self._modes[1]
+    def _clear(self, spare: str, said: bool) -> None:
+        """Have it as if it were new."""
+        try:
+            if said:                 # whoever has it open shall not find the next task's output in it
+                os.unlink(os.path.join(spare, OUTPUT))
+            if len(self._spares) < _MOST:
+                self._spares.append(spare)
+            else:
+                remove(spare)
+        except OSError:              # then nobody gets it
+            pass
+
+    def _untouched(self, seen: os.stat_result) -> bool:
+        return seen.st_nlink == 1 and seen.st_mode == stat.S_IFREG | self._modes[1]
 
     def close(self) -> None:
         """Remove the empty ones."""
         for spare in self._spares:
             remove(spare)
         self._spares.clear()
+
+
+def _content(path: str) -> bytes:
+    """Of a file that should be a small one: a byte more than that if it is not."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.read(fd, SMALL + 1)
+    finally:
+        os.close(fd)
 
 
 def sweep(data: str, name: str) -> None:
