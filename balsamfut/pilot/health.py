@@ -37,15 +37,13 @@ import msgspec
 
 ODDS: Final = 1e-6
 """A streak that would be this unlikely on a node like the others puts the node out."""
-TASKS: Final = 3
-"""... if at least so many different tasks are in it."""
 SHARE: Final = 4
 """One in so many nodes may be out because of statistics (and one in any case, where there are several)."""
 QUICK: Final = 10.0
 """Seconds: exceptions and exit codes count only when they came sooner, or in half the time of a success."""
 
 _LIMIT: Final = -math.log(ODDS) - 1e-6
-_RARE: Final = 0.01        # the smallest share of failures that is believed of others: three sudden deaths are enough
+_RARE: Final = 0.01        # the smallest share of failures that is believed of others: so it takes three tasks at least
 _PLAIN: Final = 0.5        # weight of an exception or an exit code
 _LONGEST: Final = 64       # tasks of one streak that are kept
 _REMEMBERED: Final = 10_000   # tasks that failed, and where
@@ -224,7 +222,6 @@ class Health:
         """A task that failed has succeeded: it was not the task, and not these nodes."""
         kind, before = self._failures.pop(task)
         mine = [node for node in before if node not in nodes]
-        self._clear(kind, task, [node for node in before if node not in mine])
         verdicts: list[Verdict] = []
         for node in mine:
             suspect = kind.streaks.get(node, {}).get(task)
@@ -257,7 +254,7 @@ class Health:
         if not self._may_go(node) or len(self._suspected) >= max(1, len(self.names) // SHARE):
             return []
         evidence, tasks = self._evidence(node)
-        if evidence < _LIMIT or tasks < TASKS:
+        if evidence < _LIMIT:
             return []
         self.out.add(node)
         self._suspected.add(node)

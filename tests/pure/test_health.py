@@ -148,6 +148,16 @@ def test_a_kind_that_often_fails_is_allowed_longer_streaks() -> None:
     assert fails(made, 3, range(200, 210)) == []
 
 
+def test_where_most_fail_elsewhere_no_streak_is_long_enough() -> None:
+    made = Health(names(4))
+    for task in range(300):
+        if task % 5 < 3:
+            fails(made, task % 3, range(task, task + 1))
+        else:
+            made.succeeded("sim", task, [task % 3], 1.0)
+    assert fails(made, 3, range(1000, 1200)) == []
+
+
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.7])
 def test_chance_alone_puts_no_node_out(share: float) -> None:
     rng = random.Random(7)
@@ -229,7 +239,7 @@ class Model:
             self.out.remove(verdict.node)
             return
         assert verdict.node not in self.out
-        assert len(self.suspicious(verdict.node)) >= health.TASKS, "fewer tasks than that say nothing"
+        assert len(self.suspicious(verdict.node)) >= 3, "fewer tasks than that say nothing"
         assert self.fares_well_elsewhere(verdict.node), "there is nothing to compare it with"
         self.by_numbers.add(verdict.node)
         self.out.add(verdict.node)

@@ -141,9 +141,9 @@ def test_people_hear_of_the_first_nodes_by_name_and_of_the_others_once(cluster: 
 
 
 def test_news_from_a_pilot_that_has_not_enrolled_are_ignored(cluster: Cluster) -> None:
-    stranger = PretendPilot(9, "?", b"stranger")
-    cluster.news(stranger, "n1", NodeState.LOST)
-    assert not cluster.notices and cluster.db.written == 0
+    cluster.core.pilot(b"stranger", NodeNews("n1", NodeState.LOST, "gone", 500.0), 1000.0)
+    turn = cluster.core.finish(1000.0)
+    assert not turn.writes and turn.out.pilots == {}, "it is not expelled: it is about to enrol"
 
 
 # ---- poison

@@ -22,6 +22,7 @@ from balsamfut.pilot.events import (
     StartWorker,
     Steal,
     Stolen,
+    Tick,
     WorkerGone,
 )
 from balsamfut.pilot.hand import Ready, Result, Running
@@ -34,8 +35,9 @@ APPS = [AppSpec("shell", AppKind.TEMPLATE, b"s" * 16), AppSpec("call", AppKind.P
 CLASSES = [TaskClass(APPS[0].digest, b"p" * 16, Resources(ranks_per_node=2, num_nodes=1, mpi=True), Options()),
            TaskClass(APPS[1].digest, b"p" * 16, Resources(), Options()),
            TaskClass(APPS[0].digest, b"p" * 16, Resources(num_nodes=4), Options()),
-           TaskClass(APPS[2].digest, b"p" * 16, Resources(ranks_per_node=2, num_nodes=1, mpi=True), Options())]
-SHELL, CALL, WIDE, OTHER = range(4)
+           TaskClass(APPS[2].digest, b"p" * 16, Resources(ranks_per_node=2, num_nodes=1, mpi=True), Options()),
+           TaskClass(APPS[0].digest, b"p" * 16, Resources(mpi=True), Options())]
+SHELL, CALL, WIDE, OTHER, HALF = range(5)
 
 
 class World:
@@ -189,6 +191,19 @@ def test_tasks_that_run_elsewhere_for_longer_count_as_not_failing() -> None:
         on_two = world.launch(SHELL)
     assert world.news() == [("n2", NodeState.QUARANTINED, False)]
     assert eaten <= 5, "nothing had succeeded yet, but 39 ran well"
+
+
+def test_only_older_tasks_of_the_app_on_other_nodes_count_as_running_well() -> None:
+    world = World()
+    tasks = world.launch(HALF, 8)
+    group = world.commands[tasks[0]].group
+    assert world.ward._survivors(group, [2], 1.0) == 0, "they have only begun"
+    world.now += 2.0
+    world.handle(Tick())
+    assert world.ward._survivors(group, [2], 1.0) == 6
+    world.ends(tasks[0])
+    world.launch(OTHER)
+    assert world.ward._survivors(group, [2, 3], 1.0) == 3
 
 
 def test_what_was_ended_by_order_says_nothing_about_its_node() -> None:
