@@ -25,6 +25,14 @@ COMMANDS: Final[Tree] = {
     # name: what it does; the first sentence of the command's own help.  The module of `task ls` is task_ls.
     "resume": "Go on with what campaigns left unfinished, without their scripts.",
     "status": "Whether an interchange runs here, its pilots, and how many tasks are in which state.",
+    "logs": "Print what a task wrote to its stdout or stderr.",
+    "site": ("Make, start and stop sites that are kept, on a machine with a batch system or without one.", {
+        "init": "Make a site in a directory.",
+        "start": "Start the interchange of a site, which runs until it is stopped.",
+        "stop": "Stop the interchange of a site; pilots go on with what they have.",
+        "status": "Whether the site runs, its pilots, and how many tasks are in which state.",
+        "ls": "List the sites that have a name.",
+    }),
     "task": ("Look at tasks, and end them.", {
         "ls": "List tasks, oldest first.",
         "show": "Tell everything that is known of a task.",

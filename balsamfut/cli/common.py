@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 site_option: Callable[[F], F] = click.option(
-    "--site", metavar="DIR", help="The site's directory, or one that holds a .balsamfut.")
+    "--site", metavar="SITE", help="The site's name or directory, or a directory that holds a .balsamfut.")
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 task_argument: Callable[[F], F] = click.argument("task", metavar="ID", type=click.IntRange(min=1))
 
-MARKS: Final = ("balsamfut.db", "settings.toml", "interchange.owner", "interchange.lock", "interchange.json")
+MARKS: Final = ("balsamfut.db", "settings.toml", "interchange.owner", "interchange.lock", "interchange.json",
+                "site.toml")
 """Files one of which every site has."""
 
 

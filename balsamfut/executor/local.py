@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from balsamfut import connection
+from balsamfut import connection, sites
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError
 from balsamfut.executor.deliver import error_named
@@ -46,8 +46,11 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def site_directory(site: str | os.PathLike[str] | None) -> Path:
-    """The site's directory, absolute: as given, else $BALSAMFUT_SITE, else .balsamfut in the working directory."""
-    return Path(site or os.environ.get("BALSAMFUT_SITE") or ".balsamfut").expanduser().absolute()
+    """The site's directory, absolute: as given, else $BALSAMFUT_SITE, else .balsamfut in the working directory.
+
+    What is given may be a site's name.  Raises SiteError where the list of names cannot be read.
+    """
+    return sites.place_of(os.fspath(site or os.environ.get("BALSAMFUT_SITE") or ".balsamfut"))
 
 
 _killed: set[int] = set()
@@ -101,8 +104,23 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
         with _turn(site):
             found = connection.read(site)  # somebody may have been faster
             if found is None or not found.alive:
-                found = _start(site, wanted)
+                kept = sites.read(site)
+                if kept is not None:
+                    raise SiteError(f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`")
+                found = _start(site, ["--embedded", *wanted.arguments()])
     return _checked(site, found)
+
+
+def start_site(site: Path) -> tuple[Connection, bool]:
+    """Have the interchange of a site that is kept running; the second value says that it was not before.
+
+    Raises as find_or_start does.
+    """
+    with _turn(site):
+        found = connection.read(site)
+        if found is not None and found.alive:
+            return _checked(site, found), False
+        return _start(site, []), True
 
 
 def _checked(site: Path, found: Connection) -> Connection:
@@ -138,15 +156,14 @@ def _turn(site: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _start(site: Path, wanted: Wanted) -> Connection:
+def _start(site: Path, arguments: list[str]) -> Connection:
     for name in ("interchange.json", "interchange.error"):
         (site / name).unlink(missing_ok=True)
     (site / "log").mkdir(mode=0o700, exist_ok=True)
     log = site / "log" / "interchange.log"
     start = log.stat().st_size if log.exists() else 0
     # -P: the working directory, which may hold a queue.py of the user's, is not on the module path.
-    argv = [sys.executable, "-P", "-m", "balsamfut.interchange.server", "--site", str(site), "--embedded",
-            *wanted.arguments()]
+    argv = [sys.executable, "-P", "-m", "balsamfut.interchange.server", "--site", str(site), *arguments]
     for attempt in range(1, STARTS + 1):
         pid = _spawn(argv, log)
         try:

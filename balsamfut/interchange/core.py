@@ -252,10 +252,10 @@ class Core:
     # ---- an embedded interchange's life
 
     def stop(self, reason: str, grace: float) -> None:
-        """Bring everything to an end: pilots stop, then this process exits."""
+        """Bring everything to an end: pilots stop, then this process exits.  Those of a site that is kept go on."""
         if not self.sessions.stopping:
             self.sessions.stopping = reason
-            for pilot in self.book.pilots.values():
+            for pilot in self.book.pilots.values() if self.config.embedded else ():
                 self.pilots.stop(pilot, grace)
 
     def tick(self, now: float) -> None:
@@ -328,7 +328,7 @@ class Core:
                 orders.flush(book, loaded)
         book.loaded.clear()
         self.requests.flush()
-        done = bool(self.sessions.stopping) and not book.pilots
+        done = bool(self.sessions.stopping) and not (book.pilots and self.config.embedded)
         writes, out = book.take()
         return Turn(writes, out, self.sessions.stopping if done else "")
 

@@ -76,7 +76,8 @@ class Server:
         chosen = self.settings.pilot
         usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
-        first = shape(platform, args.nodes or usual.nodes, args.cores or chosen.max_workers, chosen.hosts,
+        nodes = usual.nodes if args.embedded else platforms.load(platform).max_nodes
+        first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),

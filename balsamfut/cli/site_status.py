@@ -1,0 +1,20 @@
+"""`balsamfut site status`: the same as `balsamfut status`, where people look for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from balsamfut.cli import common
+
+
+@click.command("status")
+@click.argument("site", metavar="[SITE]", required=False)
+@common.json_option
+@click.pass_context
+def command(context: click.Context, site: str | None, as_json: bool) -> Any:
+    """Whether the site runs, its pilots, and how many tasks are in which state."""
+    from balsamfut.cli import status
+
+    return context.invoke(status.command, site=site, as_json=as_json)
