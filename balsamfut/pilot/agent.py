@@ -25,7 +25,7 @@ from typing import Final
 
 from balsamfut import faults, platforms
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
-from balsamfut.pilot import spool
+from balsamfut.pilot import smoke, spool
 from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
@@ -122,6 +122,10 @@ class Agent:
         self.gathering = None
         for host, reason in self.company.missing.items():
             self.handle(NodeGone(host, reason), now)
+        problems = smoke.problems(self.desk.platform, self.desk.pretend)
+        if problems:
+            log.warning("this node, %s: %s", self.desk.names[0], "; ".join(problems))
+            self.perform(self.core.unfit(0, "; ".join(problems)), now)
         self.enrol()
 
     def patience(self) -> float:
@@ -258,15 +262,10 @@ class Agent:
         node, options = self.desk.platform.node, self.options
         self.desk.clients = self.uplink.clients
         self.uplink.send(Enrol(PROTOCOL, options.pilot, options.token, os.getpid(), self.desk.host,
-                               self.desk.platform.name, self.nodes(), len(node.cores), len(node.tiles), node.memory,
+                               self.desk.platform.name, self.desk.names, len(node.cores), len(node.tiles), node.memory,
                                self.core.held()))
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
-
-    def nodes(self) -> list[str]:
-        """The names of the nodes that are used."""
-        missing = self.company.missing if self.company is not None else {}
-        return [name for index, name in enumerate(self.desk.names) if index not in missing]
 
     def report(self, now: float) -> None:
         """Say what is new; while there is much to do for long, only so often: each message is a turn of others, too."""

@@ -160,12 +160,12 @@ class Health:
                 verdicts += self._judge(node, what)
         return verdicts + self._reconsider(found)
 
-    def blame(self, node: int, text: str) -> list[Verdict]:
-        """A launcher names this node as the one that is bad."""
+    def blame(self, node: int, why: str) -> list[Verdict]:
+        """Something that need not be compared says that this node is bad: a launcher by name, a test of the node."""
         if not self._may_go(node):
             return []
         self.out.add(node)
-        return [Quarantine(node, f"the launcher says: {text}")]
+        return [Quarantine(node, why)]
 
     def lost(self, node: int) -> None:
         """The node has gone, as others have found out."""

@@ -62,6 +62,10 @@ class Ward(Core):
                           for node, news in self._news.items()}
         return effects
 
+    def unfit(self, node: int, why: str) -> list[Effect]:
+        """A node lacks what its platform promises: nothing is given to it, unless it is the last."""
+        return [effect for verdict in self._health.blame(node, why) for effect in self._obey(verdict)]
+
     def _accept(self, item: Item) -> None:
         """What was sent before the interchange knew that a node is out may not fit any more: somebody else's, then."""
         known = self._classes.get(item.cls)
@@ -118,7 +122,7 @@ class Ward(Core):
         else:
             blamed = named(event.blamed, self._names) if event.blamed else None
             if blamed is not None:
-                self._verdicts += self._health.blame(blamed, event.error)
+                self._verdicts += self._health.blame(blamed, f"the launcher says: {event.error}")
             elif not any(text in event.error for text in _NOBODYS):
                 self._ill(attempt.group, event.key[0], nodes, event.fault, took, event.error)
 

@@ -184,8 +184,7 @@ def test_a_pilot_with_one_node_keeps_it() -> None:
 def test_the_last_usable_node_is_kept_whatever_is_said_of_it() -> None:
     made = busy(3)
     made.lost(0)
-    assert made.blame(1, "n01: shepherd died from signal 9") == [
-        Quarantine(1, "the launcher says: n01: shepherd died from signal 9")]
+    assert made.blame(1, "n01: shepherd died from signal 9") == [Quarantine(1, "n01: shepherd died from signal 9")]
     assert made.blame(1, "again") == [] and made.blame(2, "the last") == []
     assert fails(made, 2, range(1, 50), survivors=1000) == []
 

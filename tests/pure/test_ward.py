@@ -168,6 +168,15 @@ def test_the_node_that_a_launcher_names_is_out_at_once_by_whichever_of_its_names
     assert world.node(task) == 0
     world.ends(task, Fault.NODE, "n3.hsn: shepherd died from signal 9", blamed="n3.hsn")
     assert world.news() == [("n3", NodeState.QUARANTINED, False)]
+    assert world.sent[-1].reason == "the launcher says: n3.hsn: shepherd died from signal 9"
+
+
+def test_a_node_that_is_not_fit_is_used_only_where_there_is_no_other() -> None:
+    world = World(nodes=2)
+    world.perform(world.ward.unfit(0, "/tmp is full"))
+    assert world.news() == [("n0", NodeState.QUARANTINED, False)]
+    assert world.ward.unfit(1, "/tmp is full, too") == []
+    assert [world.node(task) for task in world.launch(SHELL, 2) if task in world.commands] == [1]
 
 
 def test_a_machine_that_is_busy_is_no_nodes_fault() -> None:
