@@ -103,31 +103,39 @@ class Slices:
     # ---- calls
 
     def fill(self, group: Group, now: float) -> list[SliceEffect]:
-        """Start the next call of a group, or have a place made for it; then its shelf is full."""
-        kind, ranks, shelf = self.kind(group), group.resources.ranks_per_node, group.shelf
+        """Start a group's next call, or have a place made for it; or that of another group of its shelf, which may need
+        slices of another kind.  Where there is no place for any of them, the shelf is full."""
+        tried: set[Kind] = set()
+        for each in (group, *sorted(group.shelf.groups(), key=lambda other: other.rank)):
+            kind = self.kind(each)
+            if kind not in tried:
+                tried.add(kind)
+                effect = self._start(each, kind, now)
+                if effect is not None:
+                    group.shelf.since = 0.0
+                    return [effect]
+        self._queue.shut(group.shelf, full=True)
+        return []
+
+    def _start(self, group: Group, kind: Kind, now: float) -> SliceEffect | None:
+        ranks, shelf = group.resources.ranks_per_node, group.shelf
         self._largest[kind] = max(ranks, self._largest.get(kind, 0))
         held, since = self._held.get(kind, (group, now))
         if held is not group and held.queue and held.rank < group.rank and now - since > HOLD:
-            self._queue.shut(shelf, full=True)
-            return []
+            return None
         slice = self._seat(kind, ranks)
         if slice is not None:
-            shelf.since = 0.0
             if held is group:
                 self._held.pop(kind, None)
-            return [self._give(slice, group, ranks, now)]
-        self._queue.shut(shelf, full=True)
+            return self._give(slice, group, ranks, now)
         if held is group or not held.queue or group.rank < held.rank:
             self._held[kind] = group, (since if held is group else now)
         if any(not each.ready and each.size >= ranks for each in self._of(kind)):
-            return []
+            return None
         order = self._launch(kind)
-        if order is not None:
-            shelf.since = 0.0
-            return [order]
-        if not any(each.size >= ranks for each in self._of(kind)):
+        if order is None and not any(each.size >= ranks for each in self._of(kind)):
             shelf.since = shelf.since or now
-        return []
+        return order
 
     def _of(self, kind: Kind) -> Iterator[Slice]:
         return (each for each in self.all.values() if each.kind == kind and not each.leaving)
@@ -202,7 +210,7 @@ class Slices:
         slice = self.all[number]
         slice.ready, slice.rested = True, now
         self._deaths[slice.kind] = 0
-        self._queue.reopen()
+        self._queue.reopen(pooled=True)
 
     # ---- ends
 
@@ -238,6 +246,7 @@ class Slices:
     def gone(self, event: SliceGone) -> tuple[Slice, list[Attempt], list[Attempt]]:
         """Nothing is left of a slice: which of its calls are to blame, and which are not.  Its slot is free."""
         slice = self.all.pop(event.slice)
+        self._queue.reopen(pooled=True)
         for attempt, _ in slice.calls.values():
             self._forget(attempt)
         blamed: list[Attempt] = []
