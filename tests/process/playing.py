@@ -25,6 +25,7 @@ from balsamfut.messages import (
     Kill,
     Launch,
     Leaving,
+    NodeNews,
     PilotBeat,
     Ran,
     Received,
@@ -51,6 +52,7 @@ class Interchange:
         self.peer = b""
         self.acknowledges = True
         self.enrolments: list[Enrol] = []
+        self.nodes: dict[str, NodeNews] = {}      # what was last said of each node
         self.reports: list[Started | Exited | Ran] = []
         self.exits: dict[int, Exited] = {}
         self.messages: list[Reports] = []
@@ -155,6 +157,8 @@ class Interchange:
                 case PilotBeat():
                     self.beats += 1
                     self.send(BeatAck())
+                case NodeNews():
+                    self.nodes[message.name] = message
                 case Declined():
                     self.declined.append(message)
                 case Leaving():
