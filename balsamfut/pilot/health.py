@@ -47,6 +47,8 @@ _RARE: Final = 0.01        # the smallest share of failures that is believed of 
 _PLAIN: Final = 0.5        # weight of an exception or an exit code
 _LONGEST: Final = 64       # tasks of one streak that are kept
 _REMEMBERED: Final = 10_000   # tasks that failed, and where
+_TOO: Final = "what failed here fails on other nodes too"
+_NOT_IT: Final = "what failed here failed because of another node"
 _WINDOW: Final = 1000      # attempts of a kind after which the older ones count for half
 
 
@@ -158,19 +160,22 @@ class Health:
         if hard or seconds <= max(QUICK, found.usual / 2):
             for node in self._suspect(found, task, nodes, hard, survivors):
                 verdicts += self._judge(node, what)
-        return verdicts + self._reconsider(found)
+        for node in sorted(node for node in self._suspected if node in found.streaks):
+            verdicts += self._reconsider(node, _TOO)     # is it still a coincidence?
+        return verdicts
 
     def blame(self, node: int, why: str) -> list[Verdict]:
         """Something that need not be compared says that this node is bad: a launcher by name, a test of the node."""
         if not self._may_go(node):
             return []
         self.out.add(node)
-        return [Quarantine(node, why)]
+        return [Quarantine(node, why), *self._explained_by(node)]
 
-    def lost(self, node: int) -> None:
+    def lost(self, node: int) -> list[Verdict]:
         """The node has gone, as others have found out."""
         self.out.add(node)
         self._suspected.discard(node)
+        return self._explained_by(node)
 
     # ---- suspicion
 
@@ -230,6 +235,14 @@ class Health:
                 verdicts += self._judge(node, "they succeeded on other nodes")
         return verdicts
 
+    def _explained_by(self, node: int) -> list[Verdict]:
+        """A node is known to be bad: what failed on it and on others was not the others' fault."""
+        for task, (kind, before) in list(self._failures.items()):
+            if node in before and len(before) > 1:
+                self._clear(kind, task, [each for each in before if each != node])
+                self._failures[task] = kind, (node,)
+        return [verdict for each in sorted(self._suspected) for verdict in self._reconsider(each, _NOT_IT)]
+
     # ---- judgement
 
     def _evidence(self, node: int) -> tuple[float, int]:
@@ -263,17 +276,15 @@ class Health:
         why = f"{tasks} different tasks in a row failed here, and of {others} like them elsewhere {fails or 'none'} did"
         return [Quarantine(node, f"{why} (the last: {what})" if what else why)]
 
-    def _reconsider(self, kind: _Kind) -> list[Verdict]:
-        """Nodes that were put out because tasks of this kind failed there: is it still a coincidence?"""
-        verdicts: list[Verdict] = []
-        for node in sorted(node for node in self._suspected if node in kind.streaks):
-            if self._evidence(node)[0] < _LIMIT / 2:
-                self._suspected.discard(node)
-                self.out.discard(node)
-                for each in list(self._streaks[node]):
-                    self._end_streak(each, node)
-                verdicts.append(Release(node, "what failed here fails on other nodes too"))
-        return verdicts
+    def _reconsider(self, node: int, why: str) -> list[Verdict]:
+        """A node that was put out by statistics, and about which these may say something else now."""
+        if self._evidence(node)[0] >= _LIMIT / 2:
+            return []
+        self._suspected.discard(node)
+        self.out.discard(node)
+        for kind in list(self._streaks[node]):
+            self._end_streak(kind, node)
+        return [Release(node, why)]
 
     def _may_go(self, node: int) -> bool:
         """It is in use, and not the last that is."""

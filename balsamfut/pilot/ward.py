@@ -54,6 +54,8 @@ class Ward(Core):
             for verdict in verdicts:
                 effects += self._obey(verdict)
         if type(event) is NodeGone:
+            for verdict in self._health.lost(event.host):
+                effects += self._obey(verdict)
             effects += self._put_out(event.host, NodeState.LOST, event.reason)
         elif type(event) is Enrolled:
             effects += [Send(news) for news in self._news.values()]
@@ -115,8 +117,8 @@ class Ward(Core):
         nodes, took = _nodes(attempt.slot), self._now - event.started
         if attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
             self._ill(attempt.group, event.key[0], nodes, attempt.cause, took, self._sentence(attempt, attempt.cause))
-        elif attempt.cause is not Fault.NONE:
-            return
+        elif attempt.cause is not Fault.NONE or (event.fault is Fault.NODE and event.returncode is None):
+            return               # it was ended; or a host has gone, of which we hear apart
         elif event.fault is Fault.NONE:
             self._well(attempt.group.app.digest, event.key[0], nodes, took)
         else:
@@ -162,8 +164,6 @@ class Ward(Core):
 
     def _put_out(self, node: int, state: NodeState, reason: str) -> list[Effect]:
         """Nothing more goes to this node."""
-        if state is NodeState.LOST:
-            self._health.lost(node)
         self.planner.lose(node)
         news = self._news[node] = NodeNews(self._names[node], state, reason, self._now)
         effects: list[Effect] = []

@@ -113,6 +113,22 @@ def test_a_wide_attempt_with_a_node_that_is_known_to_be_bad_accuses_no_other() -
     assert [made.failed("sim", task, [2, 3], hard=True) for task in range(10, 30)] == [[]] * 20
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_node_that_turns_out_to_be_bad_explains_what_failed_on_it_and_its_neighbour(lost: bool) -> None:
+    made = busy(8)
+    verdicts: list[Verdict] = []
+    for task in range(1, 20):
+        verdicts += made.failed("sim", task, [1, 2], hard=True)
+    assert [(type(verdict), verdict.node) for verdict in verdicts] == [(Quarantine, 1), (Quarantine, 2)]
+    made = busy(4)
+    for task in range(1, 20):
+        made.failed("sim", task, [1, 2], hard=True)
+    assert made.out == {1}, "one of four at most"
+    verdicts = made.lost(2) if lost else made.blame(2, "it does not answer")[1:]
+    assert verdicts == [Release(1, "what failed here failed because of another node")]
+    assert made.out == {2}
+
+
 # ---- bad tasks
 
 

@@ -215,6 +215,20 @@ def test_only_older_tasks_of_the_app_on_other_nodes_count_as_running_well() -> N
     assert world.ward._survivors(group, [2, 3], 1.0) == 3
 
 
+def test_what_a_lost_host_took_with_it_says_nothing_about_other_nodes() -> None:
+    world = World()
+    world.warm_up()
+    for _ in range(20):
+        for task in world.launch(SHELL, 4):
+            if world.node(task) == 2:
+                attempt = world.commands.pop(task)
+                world.handle(Commanded(attempt.key, None, world.now - 1.0, Fault.NODE, None, "its agent has gone"))
+                world.plan()
+            else:
+                world.ends(task)
+    assert world.news() == []
+
+
 def test_what_was_ended_by_order_says_nothing_about_its_node() -> None:
     world = World()
     world.warm_up()
