@@ -150,6 +150,11 @@ def _extra(flavour: str, params: Mapping[str, str]) -> list[str]:
     return words
 
 
+def aborts(params: Mapping[str, str]) -> bool:
+    """A rank that fails ends the others."""
+    return _SWITCH.get(params.get("abort_on_failure", "yes").lower(), True)
+
+
 def argv(launcher: Launcher, hosts: Sequence[str], ranks_per_node: int, *, params: Mapping[str, str],
          exports: Sequence[str], directory: str, local: bool) -> tuple[list[str], dict[str, bytes]]:
     """The launcher's words before the program's, and files that have to be in `directory`.

@@ -40,6 +40,13 @@ _INTERNAL_MCA: Final = ("OMPI_MCA_ess", "OMPI_MCA_orte", "OMPI_MCA_initial_wdir"
                         "PRTE_MCA_ess", "PRTE_MCA_prte_", "PRTE_MCA_plm")
 
 
+# Hydra lets the others wait in MPI_Init for ever if a rank fails before it, and tells a signal from an exit badly.
+# dash knows no descriptors above 9; signals come to the program too, as it is in the same process group.
+_HYDRA_END: Final = [
+    "trap : HUP INT TERM USR1 USR2", '"$@"', "code=$?",
+    """[ $code -eq 0 ] || bash -c 'echo "cmd=abort exitcode=$0" >&$PMI_FD' $code 2>/dev/null""", "exit $code"]
+
+
 class Plan(msgspec.Struct, frozen=True):
     """One process to start."""
 
@@ -190,7 +197,7 @@ def _wrapper(job: _Job, flavour: str, params: Mapping[str, str], env: Mapping[st
     if output:   # not by the launcher: its way to all ranks' output is narrow, and each flavour names files differently
         name = f'"${dialects.RANK[flavour]}"'
         lines.append(f"exec >{name.join(shlex.quote(part) if part else '' for part in output.split('%r'))} 2>&1")
-    lines.append('exec "$@"')
+    lines += _HYDRA_END if flavour == "hydra" and dialects.aborts(params) else ['exec "$@"']
     return "\n".join(lines) + "\n"
 
 

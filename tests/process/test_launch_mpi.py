@@ -112,6 +112,12 @@ def test_a_program_that_does_not_exist_is_the_tasks_failure(tmp_path: Path, mpie
     assert "no-such-program" in output
 
 
+def test_a_rank_that_fails_before_it_calls_mpi_ends_the_others(tmp_path: Path, mpiexec: Launcher) -> None:
+    rank = "${PMI_RANK:-$OMPI_COMM_WORLD_RANK}"
+    code, output = one_rank_each(f"[ {rank} = 1 ] && exit 7; sleep 600", tmp_path, mpiexec)     # run() has a timeout
+    assert judge(mpiexec.flavour, code, output) == Verdict(Cause.TASK, "exit code 7")
+
+
 def test_a_rank_that_dies_of_a_signal_is_the_tasks_failure(tmp_path: Path, mpiexec: Launcher) -> None:
     code, output = one_rank_each("kill -9 $$", tmp_path, mpiexec)
     assert code != 0

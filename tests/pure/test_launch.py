@@ -119,6 +119,9 @@ GOLDEN = {
 }
 LOCAL = {"pals": "PALS_LOCAL_RANKID", "hydra": "MPI_LOCALRANKID", "openmpi": "OMPI_COMM_WORLD_LOCAL_RANK",
          "srun": "SLURM_LOCALID"}
+END = dict.fromkeys(FLAVOURS, ['exec "$@"']) | {"hydra": [
+    "trap : HUP INT TERM USR1 USR2", '"$@"', "code=$?",
+    """[ $code -eq 0 ] || bash -c 'echo "cmd=abort exitcode=$0" >&$PMI_FD' $code 2>/dev/null""", "exit $code"]}
 RANK = {"pals": "PALS_RANKID", "hydra": "PMI_RANK", "openmpi": "OMPI_COMM_WORLD_RANK", "srun": "SLURM_PROCID"}
 
 
@@ -149,7 +152,7 @@ def test_the_wrapper_gives_each_local_rank_its_tile_and_cores(flavour: str) -> N
         '    echo "balsamfut-wrapper: cores $BALSAMFUT_CORES are not all on $(uname -n)" | tee -a "$0.said" >&2',
         "    exit 97",
         "fi",
-        'exec "$@"',
+        *END[flavour],
     ]
 
 
@@ -172,7 +175,7 @@ def test_pretended_nodes_are_this_host_and_ranks_find_theirs_by_their_number() -
                               "-launcher", "fork"]
     lines = wrapper(plan)
     assert "local=$((rank % 2)) node=$((rank / 2))" in lines
-    assert lines[-1] == 'exec "$@"'
+    assert not any("taskset" in line for line in lines)
 
 
 def test_a_machine_of_one_node_never_depends_on_its_host_name() -> None:
@@ -275,7 +278,7 @@ def test_launch_params_become_the_launchers_words(flavour: str, params: list[tup
 def test_cpu_bind_by_the_launcher_turns_ours_off(flavour: str, words: str) -> None:
     plan = with_params(flavour, ("cpu_bind", "core"))
     assert words in " ".join(plan.argv)
-    assert wrapper(plan)[-1] == 'exec "$@"'
+    assert not any("taskset" in line for line in wrapper(plan))
     assert words not in " ".join(with_params(flavour, ("cpu_bind", "core"), pretend=True).argv)
 
 
@@ -299,7 +302,11 @@ def test_cpu_bind_by_masks_is_taken_by_local_rank() -> None:
 def test_output_gives_every_rank_a_file_of_its_own_whatever_the_launcher(flavour: str, rank: str) -> None:
     plan = with_params(flavour, ("output", "my runs/out.%r.txt"))
     assert plan.argv == with_params(flavour).argv
-    assert wrapper(plan)[-2:] == [f"""exec >'my runs/out.'"${rank}".txt 2>&1""", 'exec "$@"']
+    assert [f"""exec >'my runs/out.'"${rank}".txt 2>&1""", *END[flavour]] == wrapper(plan)[-1 - len(END[flavour]):]
+
+
+def test_ranks_that_shall_not_end_the_others_have_nobody_who_tells_hydra() -> None:
+    assert wrapper(with_params("hydra", ("abort_on_failure", "no")))[-1] == 'exec "$@"'
 
 
 @pytest.mark.parametrize(("flavour", "params", "sentence"), [
