@@ -185,6 +185,14 @@ class Packer:
 
     # ---- what waits
 
+    def room(self, resources: Resources) -> tuple[int, int]:
+        """On how many nodes the request's part may fit beside what is held, and on how many in all.  No fewer; perhaps
+        more than are left when it is tried."""
+        kind, _ = self._known.get(resources) or self._learn(resources)
+        if kind.seen != len(self._log) or kind.epoch != self._epoch:
+            self._catch_up(kind)
+        return len(kind.open.heap), len(kind.open.heap) + len(kind.held.heap)
+
     def when(self, resources: Resources, node: int, leaving: Sequence[Leaving]) -> int | None:
         """How many of `leaving` (all that is on the node, in the order in which it goes) have to be gone before the
         request's part for one node fits there; None: it does not fit even then."""

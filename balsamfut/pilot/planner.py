@@ -4,6 +4,7 @@ their slots back.  A part of the pilot's brain: pure; it neither hears messages 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -11,11 +12,16 @@ from balsamfut.model import AppKind, Hook, Resources
 from balsamfut.pilot.crew import Crew, Worker
 from balsamfut.pilot.events import Effect, Environ, GrantSlot, Hand, Key, Slot, StartCommand, StartWorker
 from balsamfut.pilot.hand import Stage
-from balsamfut.pilot.queue import Attempt, Group, Queue, Where
+from balsamfut.pilot.queue import LAST, Attempt, Group, Queue, Where, highest
+from balsamfut.pilot.reserve import Holds, Reserve, Tenant, unknown
+from balsamfut.pilot.slices import Slices, pooled
 from balsamfut.placement import Placement
 
 PATIENCE: Final = 10.0
-"""Seconds after which a wide request that waits lets nothing behind it start any more."""
+"""Seconds after which also a request that is not wide has a reservation, if nothing of its kind was started."""
+
+BRIEF: Final = 1.0
+"""Seconds: of what is expected to be shorter, nobody notes when it will end."""
 
 QUICK: Final = 0.002
 """Seconds: commands that are made faster than this are made ahead ..."""
@@ -29,12 +35,19 @@ AWAKE: Final = 4
 _REMEMBERED: Final = 4096
 
 
-class Packs(Protocol):
+class Packs(Holds, Protocol):
     """What is needed of placement.Packer."""
 
-    def place(self, resources: Resources) -> Placement | None: ...
+    names: tuple[str, ...]
+
+    def place(self, resources: Resources, into: bool = False) -> Placement | None: ...
+    def room(self, resources: Resources) -> tuple[int, int]: ...
+    def in_the_way(self, placement: Placement) -> bool: ...
     def free(self, placement: Placement) -> None: ...
     def capacity(self, resources: Resources) -> int: ...
+    def on_one_node(self, resources: Resources) -> int: ...
+    def drop(self, node: int) -> None: ...
+    def restore(self, node: int) -> None: ...
 
 
 Binding = Callable[[Resources, Placement], tuple[Environ, tuple[int, ...] | None, int]]
@@ -45,15 +58,22 @@ class Planner:
     """What is free, what waits, and who has what."""
 
     def __init__(self, packer: Packs, binding: Binding, cores: int) -> None:
-        self.queue = Queue()
+        self.queue = Queue(packer.room)
         self.crew = Crew(cores)
         self.hungry: dict[int, Worker] = {}       # workers whose hand went down in this turn
         self.watched: dict[int, Worker] = {}      # workers whose cells are to be looked at
         self.makers: dict[int, Worker] = {}       # workers that made a command in this turn and have nothing to do now
         self.low: dict[int, tuple[Group, int]] = {}    # groups of which few commands are made, and where
+        self.fresh: dict[Key, Attempt] = {}       # commands and calls that are not known to run for long yet
+        self.slices = Slices(self.queue, self._place_here, packer.capacity, self.fresh)
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
-        self.fresh: dict[Key, Attempt] = {}       # ... that are not known to run for long yet
+        self.out: set[int] = set()           # nodes that are given nothing more
+        self.ends = 0.0                      # when the pilot's block ends (Unix time); 0: it does not
+        self.reserve = Reserve(packer, len(packer.names))
+        self._head: Group | None = None      # whose next attempt has the reservation
+        self._tenants: dict[Slot, Tenant] = {}
+        self._into = True                    # a slice may be launched where something is held
         self._packer = packer
         self._binding = binding
         self._slots: dict[tuple[Resources, Placement], Slot] = {}
@@ -84,14 +104,40 @@ class Planner:
     def impossible(self, resources: Resources) -> bool:
         return self._packer.capacity(resources) == 0
 
+    def wide(self, resources: Resources) -> bool:
+        """It asks for so much that smaller requests could keep it waiting for ever."""
+        return resources.num_nodes > 1 or self._packer.on_one_node(resources) <= 2
+
+    def lose(self, node: int) -> None:
+        """Place nothing on this node any more."""
+        self.out.add(node)
+        self._packer.drop(node)
+        self.reserve.outlook.changed(node)
+        self.reserve.again()
+
+    def regain(self, node: int) -> None:
+        """Use a node again."""
+        self.out.discard(node)
+        self._packer.restore(node)
+        self.reserve.outlook.changed(node)
+        self.reserve.again()
+        self.queue.reopen()
+
+    def late(self, now: float) -> list[Attempt]:
+        """What is queued and not expected to be over before the block's end: it is not started here, unless that is
+        put off (`ends`)."""
+        return self.queue.late(self.ends - now if self.ends else math.inf)
+
     def release(self, slot: Slot) -> None:
         """Nothing is left of what ran there."""
         self._packer.free(slot.placement)
+        self.reserve.outlook.leave(self._tenants.pop(slot))
         self.queue.reopen()
 
     def plan(self, now: float) -> list[Effect]:
         """Give work to what is free."""
         self._now = now
+        self._look_at_head()
         if self.hungry:
             self._refill()
         if self.returning:
@@ -99,11 +145,13 @@ class Planner:
         self._fill()
         if self.makers or self.low:
             self._make_ahead()
+        if self.slices.all:
+            self._effects += self.slices.tend(now)
         effects, self._effects = self._effects, []
         return effects
 
-    def _place(self, resources: Resources) -> Slot | None:
-        placement = self._packer.place(resources)
+    def _place(self, resources: Resources, expected: float, into: bool = True) -> Slot | None:
+        placement = self._packer.place(resources, into)
         if placement is None:
             return None
         slot = self._slots.get((resources, placement))
@@ -112,14 +160,26 @@ class Planner:
                 self._slots.clear()
             slot = Slot(placement, placement.text, *self._binding(resources, placement))
             self._slots[resources, placement] = slot
+        self._tenants[slot] = self.reserve.outlook.enter(placement, self._now, self._until(expected))
         return slot
+
+    def _place_here(self, resources: Resources) -> Slot | None:
+        """A place for a slice, on the agent's own host."""
+        slot = self._place(resources, math.inf, self._into)
+        if slot is not None and slot.host != 0:
+            self._packer.free(slot.placement)
+            self.reserve.outlook.leave(self._tenants.pop(slot))
+            return None
+        return slot
+
+    def _until(self, expected: float) -> float:
+        return unknown(self._now) if expected == math.inf else self._now + expected
 
     # ---- hands
 
     def _refill(self) -> None:
         """Workers whose hands are low: more of the same while that is next in order, else their slots are free."""
         hungry, self.hungry = self.hungry, {}
-        starving = self.queue.starving(self._now, PATIENCE)
         for worker in hungry.values():
             if worker.slot is None or worker.victim is not None:
                 continue
@@ -129,8 +189,7 @@ class Planner:
             if len(worker.hand) * 2 > depth:
                 continue
             if (group.queue and group.queue[0].stage is not None and not self.returning
-                    and self.queue.best(group.shelf) is group
-                    and (starving is None or group.rank < starving.rank)):
+                    and self.queue.best(group.shelf) is group and self._may_stay(group, worker.slot)):
                 self._hand(worker, group, depth - len(worker.hand))
             elif not worker.hand:
                 self.rest(worker)
@@ -153,6 +212,9 @@ class Planner:
             most = min(most, 1 + len(group.queue) // (2 * group.busy))
         taken = self.queue.take(group, most, self.queue.limit(group) if most > 1 else None)
         assert worker.slot is not None
+        expected = group.expected
+        if expected > BRIEF:
+            self.reserve.outlook.stay(self._tenants[worker.slot], self._until(expected))
         self._put(worker, taken, worker.slot.cores)
 
     def _put(self, worker: Worker, taken: list[Attempt], cores: tuple[int, ...] | None) -> None:
@@ -193,7 +255,7 @@ class Planner:
         """Blocked tasks that can go on have precedence over everything that is queued."""
         waiting: list[Worker] = []
         for worker in self.returning:
-            slot = self._place(worker.resources)
+            slot = self._place(worker.resources, worker.hand[0].group.expected)
             if slot is None:
                 waiting.append(worker)
                 continue
@@ -208,26 +270,76 @@ class Planner:
     def _fill(self) -> None:
         """Start what is next in order, as long as something fits."""
         queue = self.queue
-        starving: Group | None = None
-        looked = False
+        self._look_at_head()
+        queue.moved, blocked, kept = True, None, None
         while (group := queue.best()) is not None:
-            if not looked:
-                starving, looked = queue.starving(self._now, PATIENCE), True
-            if starving is not None and group is not starving and group.rank > starving.rank:
-                return
-            shelf = group.shelf
-            if self._in_the_making(group):
-                shelf.full = True        # until one is made, which takes less time than a worker takes to start
+            if queue.moved:
+                queue.moved, blocked = False, queue.blocked(self._now, PATIENCE)
+            if blocked is not None and blocked is not kept and blocked.rank < group.rank:
+                self._keep(blocked)      # before anything overtakes it
+                kept = blocked
                 continue
-            slot = self._place(group.resources)
+            shelf = group.shelf
+            if self._too_late(group):
+                queue.put_aside(group)
+                continue
+            if self._in_the_making(group):
+                queue.shut(shelf, full=True)     # until one is made, which takes less time than a worker takes to start
+                continue
+            into = self._goes_first(group) or group.level <= queue.short
+            if pooled(group):
+                self._into = into
+                self._effects += self.slices.fill(group, self._now)
+                continue
+            slot = self._place(group.resources, group.expected, into)
             if slot is None:
-                shelf.full = True
+                queue.shut(shelf, full=into)
                 shelf.since = shelf.since or self._now
                 continue
             shelf.since = 0.0
-            if starving is group:
-                starving = None
+            if group.queue[0].seq == self.reserve.holder:
+                self.reserve.drop()
+            elif self._goes_first(group):
+                self.reserve.again()
             self._start(group, slot)
+            self._look_at_head()
+
+    # ---- the reservation
+
+    def _goes_first(self, group: Group) -> bool:
+        """Nothing is reserved for what ranks before it."""
+        before = self.queue.before
+        return before is None or group.rank <= before
+
+    def _look_at_head(self) -> None:
+        """What has the reservation may have been started, killed or given back; and time passes."""
+        head, queue = self._head, self.queue
+        if head is not None and not (head.queue and head.queue[0].seq == self.reserve.holder and not head.aside):
+            self._head, queue.before = None, None
+            self.reserve.lapse(self._now)
+            queue.reopen()               # it is the next one's turn
+        queue.short = LAST if self._head is None else highest(self.reserve.limit - self._now)
+
+    def _keep(self, group: Group) -> None:
+        """Reserve for the next attempt of this group, which does not fit."""
+        latest = self.ends - group.expected if self.ends and group.expected < math.inf else math.inf
+        if self.reserve.keep(group.queue[0].seq, group.resources, self._now, latest):
+            kept = bool(self.reserve.holder)
+            self._head = group if kept else None
+            self.queue.before = group.rank if kept else None
+            self.queue.reopen()          # what was held may be so no more
+            self._look_at_head()
+
+    def _may_stay(self, group: Group, slot: Slot) -> bool:
+        """Another attempt of it may run in its slot."""
+        if self._too_late(group) or (self.out and any(share.node in self.out for share in slot.placement.nodes)):
+            return False
+        return (self._goes_first(group) or group.level <= self.queue.short
+                or not self._packer.in_the_way(slot.placement))
+
+    def _too_late(self, group: Group) -> bool:
+        """It is not expected to be over before the block's end."""
+        return bool(self.ends) and self.ends - self._now < group.expected < math.inf
 
     def _in_the_making(self, group: Group) -> bool:
         """The next command is to be made, and all workers that could are making others ahead."""
@@ -269,7 +381,7 @@ def first_stage(attempt: Attempt) -> Stage | None:
     if group.hooks:
         return Stage.FINISH
     if group.app.kind is AppKind.PYTHON:
-        return Stage.CALL if group.resources.serial else None
+        return Stage.CALL if group.resources.serial or pooled(group) else None
     if group.app.kind is AppKind.TEMPLATE and extra is not None and extra.command is not None \
             and not group.app.hooks & Hook.PREPROCESS and not extra.inputs:
         return None

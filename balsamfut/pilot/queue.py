@@ -1,158 +1,135 @@
-"""What a pilot has not started: attempts in groups, groups on shelves, in the order in which they are to run.
+"""What a pilot has not started: groups of attempts on shelves, in the order in which they are to run.
 
-A group holds attempts that differ in nothing that matters here (one task class, the same resources, the same stage), so
-everything is decided per group.  A shelf holds the groups that ask for equal resources: what does not fit for one does
-not fit for another.  Order: higher priority first, first come first served within equal priority.  Pure.
+A shelf holds the groups that ask for equal resources, sorted into levels by how long they are expected to run: what
+does not fit for one does not fit for another, but what does not fit beside what is held for a wide request may still
+fit there for a time (`balsamfut.pilot.reserve`).  Order: higher priority first, first come first served within equal
+priority.  Pure.
 """
 
 from __future__ import annotations
 
-import enum
 import heapq
-from collections import deque
-from collections.abc import Iterable
-from typing import Final
+import math
+from collections.abc import Callable, Iterable, Iterator
 
-from balsamfut.messages import Detail, Fault, Item
-from balsamfut.model import AppKind, AppSpec, Hook, Payload, Resources, TaskClass
-from balsamfut.pilot.events import Key, Slot
-from balsamfut.pilot.hand import Stage
-
-HORIZON: Final = 0.005
-"""Seconds of work that a worker may have in its hand."""
-
-DEEPEST: Final = 160
-"""Tasks that a worker may have in its hand."""
-
-Rank = tuple[bool, int, int]
-
-
-class Where(enum.Enum):
-    QUEUED = enum.auto()
-    HAND = enum.auto()       # a worker has it, read or not
-    COMMAND = enum.auto()    # its command runs
-
-
-class Attempt:
-    """One attempt that this pilot was told to make, until its end is reported."""
-
-    __slots__ = ("item", "group", "seq", "stage", "where", "slot", "worker", "started", "announced", "cause",
-                 "ran", "failure", "fault", "error", "command", "detail", "place")
-
-    def __init__(self, item: Item, group: Group, seq: int) -> None:
-        self.item = item
-        self.group = group
-        self.seq = seq
-        self.stage: Stage | None = None        # what a worker is to do; None: the command is to be run as it stands
-        self.where = Where.QUEUED
-        self.slot: Slot | None = None          # of a command; Python tasks share their worker's
-        self.worker = 0
-        self.started = 0.0
-        self.announced = False                 # Started is reported
-        self.cause = Fault.NONE                # why we are ending it
-        self.ran = item.ran                    # the command's code
-        self.failure: Payload | None = None    # what it failed with, while hooks are still to be run
-        self.fault = Fault.NONE                # ... and whose fault that was
-        self.error = ""
-        self.command: str | list[str] | None = None    # what PREPARE made
-        self.detail: Detail | None = None
-        self.place = ""                        # for people, once it has started
-
-    @property
-    def key(self) -> Key:
-        return self.item.task, self.item.attempt
-
-    @property
-    def begun(self) -> bool:
-        """Something of it has run, so it cannot be handed back.  That its command is known means nothing yet."""
-        made = self.command is not None and bool(self.group.app.hooks & Hook.PREPROCESS)
-        return made or self.ran is not None or self.failure is not None or self.where is not Where.QUEUED
-
-
-class Group:
-    """Attempts that are alike."""
-
-    __slots__ = ("cls", "task_class", "app", "resources", "priority", "hooks", "queue", "shelf", "cost", "busy")
-
-    def __init__(self, cls: int, task_class: TaskClass, app: AppSpec, resources: Resources, hooks: bool) -> None:
-        self.cls = cls
-        self.task_class = task_class
-        self.app = app
-        self.resources = resources       # what is placed; for hooks: one core
-        self.priority = task_class.options.priority
-        self.hooks = hooks               # these attempts need only the hooks after their command: they go first
-        self.queue: deque[Attempt] = deque()
-        self.shelf: Shelf
-        self.cost: float | None = None   # seconds of an attempt, smoothed; None: not known
-        self.busy = 0                    # workers that have some of it
-
-    @property
-    def rank(self) -> Rank:
-        return (not self.hooks, -self.priority, self.queue[0].seq)
-
-    @property
-    def in_worker(self) -> bool:
-        """A Python function for one rank: attempts that can follow each other in a worker's hand."""
-        return self.app.kind is AppKind.PYTHON and self.resources.serial and not self.hooks
-
-    @property
-    def makes(self) -> bool:
-        """Commands that functions or templates make, without anything of the user's to be done before."""
-        return not self.hooks and self.app.kind is not AppKind.PYTHON and not self.app.hooks & Hook.PREPROCESS
-
-    def learn(self, seconds: float) -> None:
-        """A longer run is believed at once, shorter ones slowly: work stuck behind a long task is what must not be."""
-        # One that stood still for want of a core says little, so a slow one counts for at most four times the usual;
-        # what is put into a hand wrongly can be taken out again.
-        cost = self.cost
-        self.cost = seconds if cost is None else cost + (min(seconds, 4.0 * cost + 1e-6) - cost) * 0.25
-
-    def depth(self) -> int:
-        """How many attempts a worker should have in its hand, the one that runs included."""
-        if self.cost is None or self.cost * 2 > HORIZON:
-            return 1
-        return min(DEEPEST, int(HORIZON / max(self.cost, 1e-6)))
+from balsamfut.model import Resources
+from balsamfut.pilot.attempts import DEEPEST as DEEPEST
+from balsamfut.pilot.attempts import HORIZON as HORIZON
+from balsamfut.pilot.attempts import LAST as LAST
+from balsamfut.pilot.attempts import Attempt as Attempt
+from balsamfut.pilot.attempts import Group as Group
+from balsamfut.pilot.attempts import Rank, level
+from balsamfut.pilot.attempts import Where as Where
+from balsamfut.pilot.attempts import highest as highest
 
 
 class Shelf:
     """Groups that ask for equal resources."""
 
-    __slots__ = ("resources", "heap", "full", "since", "wide", "_entries")
+    __slots__ = ("resources", "levels", "full", "closed", "since", "wide", "offered", "_entries", "_first")
 
     def __init__(self, resources: Resources, wide: bool) -> None:
         self.resources = resources
-        self.heap: list[tuple[Rank, int, Group]] = []   # lazily: an entry counts while it tells its group's rank
+        self.levels: dict[int, list[tuple[Rank, int, Group]]] = {}   # lazily: an entry counts while it is its group's
         self.full = False                # there was no place when we last asked, and nothing was freed since
-        self.since = 0.0                 # when it became full; 0.0: it is not
-        self._entries = 0
+        self.closed = False              # ... beside what is held
+        self.since = 0.0                 # when it became so; 0.0: it is not
         self.wide = wide                 # asks for so much that smaller requests could keep it waiting for ever
+        self.offered: Rank | None = None    # with which it is in the queue's order
+        self._entries = 0
+        self._first: tuple[Rank, Group] | None = None    # the first in order as it was when we last looked
 
     def push(self, group: Group) -> None:
+        group.level, rank = level(group.expected), group.rank
         self._entries += 1               # groups do not compare
-        heapq.heappush(self.heap, (group.rank, self._entries, group))
+        heapq.heappush(self.levels.setdefault(group.level, []), (rank, self._entries, group))
+        if self._first is not None and rank < self._first[0]:
+            self._first = rank, group
 
-    def top(self) -> Group | None:
-        heap = self.heap
-        while heap:
-            rank, _, group = heap[0]
-            if group.queue and group.queue[0].seq == rank[2]:
+    def first(self) -> Group | None:
+        """The first in order."""
+        if self._first is not None:
+            (_, _, seq), group = self._first
+            if group.queue and group.queue[0].seq == seq and not group.aside:
                 return group
-            heapq.heappop(heap)
-        return None
+        closed, self.closed = self.closed, False
+        group_or_none = self.top()
+        self.closed = closed
+        self._first = None if group_or_none is None else (group_or_none.rank, group_or_none)
+        return group_or_none
+
+    def top(self, short: int = LAST, before: Rank | None = None) -> Group | None:
+        """The first in order; of a closed shelf only what is of a `short` level, or ranks before `before`."""
+        best: Group | None = None
+        rank: Rank | None = None
+        for at in list(self.levels):
+            heap = self.levels[at]
+            while heap:
+                first, _, group = heap[0]
+                if group.queue and group.queue[0].seq == first[2] and group.level == at and not group.aside:
+                    break
+                heapq.heappop(heap)
+            else:
+                del self.levels[at]
+                continue
+            if (rank is None or first < rank) and (not self.closed or at <= short
+                                                   or (before is not None and first <= before)):
+                best, rank = group, first
+        return best
+
+    def groups(self, most: int | None = None) -> Iterator[Group]:
+        """The groups that wait, some of them twice; `most` of each level, in no order."""
+        for heap in self.levels.values():
+            for _, _, group in heap[:most]:
+                if group.queue and not group.aside:
+                    yield group
+
+
+Room = Callable[[Resources], tuple[int, int]]
+"""On how many nodes, at most, a request's part may fit beside what is held, and on how many in all."""
 
 
 class Queue:
     """All that waits, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self.moved = False               # something became full, or is so no more
+        self._room = room
+        self._freed = False
+        self._terms: tuple[int, Rank | None] = (LAST, None)     # short and before, when shelves were opened last
         self.shelves: dict[Resources, Shelf] = {}
+        self.short = LAST                # the highest level of what may go where something is held
+        self.before: Rank | None = None  # ... and whatever ranks before this
+        self._groups: list[Group] = []
         self._seq = 0
+        self._order: list[tuple[Rank, int, Shelf]] = []    # lazily: shelves by the rank of their first
+        self._entries = 0
 
     def add_group(self, group: Group, wide: bool) -> None:
         shelf = self.shelves.get(group.resources)
         if shelf is None:
             shelf = self.shelves[group.resources] = Shelf(group.resources, wide)
         group.shelf = shelf
+        self._groups.append(group)
+
+    def _push(self, group: Group) -> None:
+        if not group.aside:
+            group.shelf.push(group)
+            self._offer(group.shelf)
+
+    def _offer(self, shelf: Shelf) -> None:
+        """Make the shelf's first one of those that may be the best."""
+        group = None if shelf.full else shelf.top(self.short, self.before)
+        rank = None if group is None else group.rank
+        if rank == shelf.offered:
+            return
+        shelf.offered = rank
+        if rank is not None:
+            if len(self._order) > 4 * len(self.shelves) + 64:
+                self._order = [entry for entry in self._order if entry[2].offered == entry[0]]
+                heapq.heapify(self._order)
+            self._entries += 1           # shelves do not compare
+            heapq.heappush(self._order, (rank, self._entries, shelf))
 
     def next_seq(self) -> int:
         self._seq += 1
@@ -163,7 +140,7 @@ class Queue:
         attempt.where = Where.QUEUED
         group.queue.append(attempt)
         if len(group.queue) == 1:
-            group.shelf.push(group)
+            self._push(group)
 
     def put_back(self, attempts: Iterable[Attempt]) -> None:
         """To where they were in the order: before everything of their group that came later."""
@@ -176,13 +153,13 @@ class Queue:
             for attempt in sorted(mine + earlier, key=lambda attempt: attempt.seq, reverse=True):
                 attempt.where = Where.QUEUED
                 queue.appendleft(attempt)
-            group.shelf.push(group)
+            self._push(group)
 
     def remove(self, attempt: Attempt) -> None:
         group = attempt.group
         group.queue.remove(attempt)
         if group.queue:
-            group.shelf.push(group)
+            self._push(group)
 
     def take(self, group: Group, most: int, before: int | None) -> list[Attempt]:
         """Up to `most` attempts, at least one; further ones only where they came before `before`."""
@@ -191,19 +168,85 @@ class Queue:
         while queue and len(taken) < most and (before is None or queue[0].seq < before):
             taken.append(queue.popleft())
         if queue:
-            group.shelf.push(group)
+            self._push(group)
         return taken
 
     def best(self, also: Shelf | None = None) -> Group | None:
-        """The group that is to run next, of those that may fit (and of the shelf `also`, full or not)."""
+        """The group that is to run next, of those that may fit (and of the shelf `also`, whether or not it may)."""
+        if self._freed:
+            self._reopen()
+        best: Group | None = None
+        while order := self._order:
+            rank, _, shelf = order[0]
+            if shelf.offered == rank and not shelf.full:
+                best = shelf.top(self.short, self.before)
+                if best is not None and best.rank == rank:
+                    break
+                best, shelf.offered = None, None
+                heapq.heappop(order)
+                self._offer(shelf)
+            else:
+                heapq.heappop(order)
+        if also is not None and (also.full or also.closed):
+            other = also.top(LAST)
+            if other is not None and (best is None or other.rank < best.rank):
+                return other
+        return best
+
+    def shut(self, shelf: Shelf, *, full: bool) -> None:
+        """There is no place for it; or, not full, none beside what is held."""
+        shelf.closed, shelf.full, self.moved = True, full, True
+        self._offer(shelf)
+
+    def blocked(self, now: float, patience: float) -> Group | None:
+        """The first of those that do not fit, and could be kept waiting for ever or have waited so long."""
         best: Group | None = None
         for shelf in self.shelves.values():
-            if (shelf.full and shelf is not also) or not shelf.heap:
-                continue
-            group = shelf.top()
-            if group is not None and (best is None or group.rank < best.rank):
-                best = group
+            wide = shelf.wide and (shelf.since or not shelf.resources.pooled)     # else it waits for ranks, not for nodes
+            if shelf.full and (wide or (shelf.since and now - shelf.since > patience)):
+                group = shelf.first()
+                if group is not None and (best is None or group.rank < best.rank):
+                    best = group
         return best
+
+    def reopen(self, pooled: bool = False) -> None:
+        """Something was freed; `pooled`: for calls in slices only."""
+        if not pooled:
+            self._freed = True
+            return
+        for shelf in self.shelves.values():
+            if shelf.resources.pooled:
+                shelf.full = shelf.closed = False
+                self._offer(shelf)
+
+    def _reopen(self) -> None:
+        """Those that are to be asked again: not those for which there are not even enough nodes to ask."""
+        self._freed, self.moved = False, True
+        terms, self._terms = self._terms, (self.short, self.before)
+        for shelf in self.shelves.values():
+            if shelf.full or shelf.closed:
+                open_nodes, all_nodes = self._room(shelf.resources)
+                nodes, before = shelf.resources.num_nodes, (shelf.full, shelf.closed)
+                shelf.full, shelf.closed = nodes > all_nodes, nodes > open_nodes
+                if (shelf.full, shelf.closed) != before or (shelf.closed and terms != self._terms):
+                    self._offer(shelf)
+
+    def put_aside(self, group: Group) -> None:
+        """It is not to be started."""
+        group.aside = True
+        self._offer(group.shelf)
+
+    def late(self, remaining: float) -> list[Attempt]:
+        """What is not expected to be over in that time, in order; what is put aside, and is, is so no more."""
+        found: list[Attempt] = []
+        for group in self._groups:
+            if group.queue and remaining < group.expected < math.inf:
+                found.extend(attempt for attempt in group.queue if not attempt.begun)
+            elif group.aside:
+                group.aside = False
+                if group.queue:
+                    self._push(group)
+        return sorted(found, key=lambda attempt: (attempt.group.rank[:2], attempt.seq))
 
     def take_unmade(self, group: Group, most: int) -> list[Attempt]:
         """The next attempts whose commands are still to be made, so that `most` are made or in the making."""
@@ -216,7 +259,7 @@ class Queue:
             taken.append(queue.popleft())
         queue.extendleft(reversed(made))
         if taken and queue:
-            group.shelf.push(group)
+            self._push(group)
         return taken
 
     def few_made(self, group: Group, few: int) -> bool:
@@ -230,26 +273,7 @@ class Queue:
         for shelf in self.shelves.values():
             if shelf.full and shelf is not group.shelf:
                 continue
-            # The smallest entry of a heap that is not its first is its second or third.
-            for other_rank, _, other in shelf.heap[:3]:
-                if other is not group and other.queue and other_rank[:2] == rank:
-                    found = other_rank[2] if found is None else min(found, other_rank[2])
+            for other in shelf.groups(3):    # the second of a heap is its second or third entry
+                if other is not group and other.rank[:2] == rank:
+                    found = other.queue[0].seq if found is None else min(found, other.queue[0].seq)
         return found
-
-    def starving(self, now: float, patience: float) -> Group | None:
-        """A wide request that has waited so long that nothing that ranks behind it may start."""
-        found: Group | None = None
-        for shelf in self.shelves.values():
-            if not (shelf.wide and shelf.since and now - shelf.since > patience):
-                continue
-            group = shelf.top()
-            if group is None:
-                shelf.since = 0.0        # it was killed or given back
-            elif found is None or group.rank < found.rank:
-                found = group
-        return found
-
-    def reopen(self) -> None:
-        """Something was freed."""
-        for shelf in self.shelves.values():
-            shelf.full = False

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from balsamfut import platforms
 from balsamfut.messages import (
     Declined,
     Exited,
@@ -39,7 +40,7 @@ from balsamfut.pilot.events import (
 )
 from balsamfut.pilot.hand import Blocked, FromWorker, Prepared, Ready, Result, Running, Stage, Unblocked
 from balsamfut.pilot.queue import Attempt, Where
-from balsamfut.placement import NodeShare, Placement, RankShare
+from balsamfut.placement import Packer, Placement
 
 CORES = 4
 POOL = b"p" * 16
@@ -63,29 +64,26 @@ CLASSES = [
 SPECS = {spec.digest: spec for spec in APPS}
 
 
-class Machine:
-    """Cores of one node; notices what is given out or given back twice."""
+class Machine(Packer):
+    """One node with some cores; notices what is given back twice."""
 
     def __init__(self) -> None:
-        self.free_cores = set(range(CORES))
+        super().__init__(platforms.workstation(CORES).node, ("here",))
         self.out: list[Placement] = []
 
-    def place(self, resources: Resources) -> Placement | None:
-        count = resources.ranks * resources.cores_per_rank
-        if count > len(self.free_cores):
-            return None
-        cores = tuple(sorted(self.free_cores)[:count])
-        self.free_cores -= set(cores)
-        placement = Placement((NodeShare(0, (RankShare(cores, ()),)),))
-        self.out.append(placement)
+    def place(self, resources: Resources, into: bool = False) -> Placement | None:
+        placement = super().place(resources, into)
+        if placement is not None:
+            self.out.append(placement)
         return placement
 
     def free(self, placement: Placement) -> None:
         self.out.remove(placement)       # raises where it was not given out
-        self.free_cores |= set(placement.nodes[0].ranks[0].cores)
+        super().free(placement)
 
-    def capacity(self, resources: Resources) -> int:
-        return CORES // (resources.ranks * resources.cores_per_rank)
+    @property
+    def free_cores(self) -> int:
+        return self._cores[0].bit_count()
 
 
 @dataclass
@@ -205,10 +203,11 @@ class World:
         order = [attempt.seq for attempt in effect.attempts]
         assert order == sorted(order), "out of order in a hand"
         lowest = min(attempt.group.priority for attempt in effect.attempts)
+        group = effect.attempts[0].group
         for other in self.core.attempts.values():   # nothing that could run there in their place ranks before them
-            if (other.where is Where.QUEUED and not effect.attempts[0].group.hooks
-                    and other.group.resources == effect.attempts[0].group.resources):
-                assert other.group.priority <= lowest
+            if other.where is Where.QUEUED and not group.hooks and other.group.resources == group.resources:
+                # What takes longer may have to wait where what takes less ends before a reservation's time.
+                assert other.group.priority <= lowest or other.group.level > group.level
 
     def command(self, attempt: Attempt) -> None:
         assert attempt.key not in self.commands
@@ -346,7 +345,7 @@ class World:
             assert count <= 1, f"{stage} of {key} began twice"
             assert key not in self.forbidden, f"{stage} of {key} began though it was ended before"
         in_use = sum(len(each.nodes[0].ranks[0].cores) for each in self.machine.out)
-        assert in_use + len(self.machine.free_cores) == CORES
+        assert in_use + self.machine.free_cores == CORES
         for group in {id(each.group): each.group for each in self.core.attempts.values()}.values():
             order = [each.seq for each in group.queue]
             assert order == sorted(order), "out of order in the queue"
@@ -364,9 +363,19 @@ class World:
         self.check_not_idle()
 
     def check_not_idle(self) -> None:
-        """Nothing waits that would fit."""
+        """Nothing waits that would fit, but for the sake of what ranks before it and has a reservation."""
+        planner = self.core.planner
         queued = [attempt for attempt in self.core.attempts.values() if attempt.where is Where.QUEUED]
-        needs = [attempt.group.resources.ranks * attempt.group.resources.cores_per_rank for attempt in queued]
-        starving = self.core.planner.queue.starving(self.now, 10.0)
-        if needs and starving is None:
-            assert min(needs) > len(self.machine.free_cores), "something waits though there is room"
+        head = next((each for each in self.core.attempts.values() if each.seq == planner.reserve.holder), None)
+        assert (head is None) == (planner.reserve.holder == 0), "something is held for nobody"
+        if head is not None and head.where is Where.QUEUED:
+            assert self.needs(head) > self.machine.free_cores, "it waits though there is room"
+        elif head is not None:
+            assert head.where is Where.HAND and head.stage is Stage.PREPARE, "it has its place"
+        first = None if head is None else (not head.group.hooks, -head.group.priority, head.seq)
+        for each in queued:
+            if first is None or each.group.rank < first:
+                assert self.needs(each) > self.machine.free_cores, "something waits though there is room"
+
+    def needs(self, attempt: Attempt) -> int:
+        return attempt.group.resources.ranks * attempt.group.resources.cores_per_rank
