@@ -20,6 +20,7 @@ from balsamfut.pilot.hand import Prepared, Ready, Result, Stage
 from balsamfut.pilot.health import Health, Quarantine, Verdict
 from balsamfut.pilot.launching import named
 from balsamfut.pilot.queue import Attempt, Group
+from balsamfut.pilot.slicenews import CallDone, SliceGone
 
 _LOOK: Final = 256
 """So many of the attempts that run are looked at, the oldest first, when one has failed."""
@@ -128,6 +129,23 @@ class Ward(Core):
             elif not any(text in event.error for text in _NOBODYS):
                 self._ill(attempt.group, event.key[0], nodes, event.fault, took, event.error)
 
+    def _called(self, event: CallDone) -> None:
+        found = self.planner.slices.all.get(event.slice)
+        attempt, _ = found.calls.get(event.key, (None, ())) if found is not None else (None, ())
+        if found is None or attempt is None or attempt.cause is not Fault.NONE:
+            return
+        took = event.ended - event.started
+        if event.ok:
+            self._well(attempt.group.app.digest, event.key[0], _nodes(found.slot), took)
+        else:
+            self._ill(attempt.group, event.key[0], _nodes(found.slot), Fault.TASK, took, event.error)
+
+    def _slice_lost(self, event: SliceGone) -> None:
+        found = self.planner.slices.all[event.slice]
+        for attempt, ranks in found.calls.values() if not found.ended else ():
+            if event.first in ranks and attempt.cause is Fault.NONE:
+                self._ill(attempt.group, attempt.item.task, _nodes(found.slot), Fault.WORKER, 0.0, event.lost)
+
     def _nothing(self, event: object) -> None:
         """What it says about nodes is done when the core has handled it."""
 
@@ -172,6 +190,8 @@ class Ward(Core):
             self._news[node] = NodeNews(news.name, state, reason, self._now, True)
         effects += [Steal(worker.id) for worker in self._crew.workers.values()
                     if len(worker.hand) > 1 and node in _home(worker)]
+        for each in self.planner.slices.all.values():
+            each.leaving |= node in _nodes(each.slot)
         for group in list(self._groups.values()):
             if isinstance(group, Group) and group.queue and self.planner.impossible(group.resources):
                 for attempt in [each for each in group.queue if not each.begun]:
@@ -180,7 +200,8 @@ class Ward(Core):
         return effects
 
     _LOOKS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
-        Heard: _heard_of, WorkerGone: _lost_with, Commanded: _commanded_there, NodeGone: _nothing, Enrolled: _nothing}
+        Heard: _heard_of, WorkerGone: _lost_with, Commanded: _commanded_there, CallDone: _called,
+        SliceGone: _slice_lost, NodeGone: _nothing, Enrolled: _nothing}
 
 
 def _home(worker: Worker) -> list[int]:

@@ -18,6 +18,7 @@ from balsamfut.pilot.events import (
     Heard,
     NodeGone,
     Send,
+    Slot,
     StartCommand,
     StartWorker,
     Steal,
@@ -26,9 +27,11 @@ from balsamfut.pilot.events import (
     WorkerGone,
 )
 from balsamfut.pilot.hand import Ready, Result, Running
-from balsamfut.pilot.queue import Attempt
+from balsamfut.pilot.queue import Attempt, Group
+from balsamfut.pilot.slicenews import CallDone, SliceGone
+from balsamfut.pilot.slices import Slice
 from balsamfut.pilot.ward import Ward
-from balsamfut.placement import Packer
+from balsamfut.placement import NodeShare, Packer, Placement
 
 APPS = [AppSpec("shell", AppKind.TEMPLATE, b"s" * 16), AppSpec("call", AppKind.PYTHON, b"c" * 16),
         AppSpec("other", AppKind.TEMPLATE, b"o" * 16)]
@@ -346,3 +349,40 @@ def test_a_node_that_is_used_again_is_told_and_gets_work() -> None:
     world.sent.clear()
     world.handle(Enrolled(0, []))
     assert world.news() == [], "there is nothing to tell the next interchange"
+
+
+# ---- slices
+
+
+def sliced(world: World, node: int) -> tuple[Slice, list[Attempt]]:
+    """A slice of two ranks on a node, with as many calls."""
+    slot = Slot(Placement((NodeShare(node, ()),)), f"{node}:", (), None, 0)
+    number = len(world.ward.planner.slices.all) + 1
+    made = Slice(number, object(), slot, 2)  # type: ignore[arg-type]
+    group = Group(CALL, CLASSES[CALL], APPS[CALL], Resources(), False)
+    calls = [Attempt(Item(10_000 + 2 * number + rank, 1, CALL, TaskSpec(1, CALL)), group, rank) for rank in (0, 1)]
+    made.calls = {attempt.key: (attempt, (rank,)) for rank, attempt in enumerate(calls)}
+    world.ward.planner.slices.all[number] = made
+    return made, calls
+
+
+def test_the_ends_of_calls_in_slices_count_and_the_innocent_calls_of_a_slice_that_dies_do_not() -> None:
+    world = World()
+    told: list[tuple[object, ...]] = []
+    world.ward._health.succeeded = lambda *end: told.append(end) or []  # type: ignore[method-assign,assignment]
+    world.ward._health.failed = lambda *end, **how: told.append((*end, how["hard"])) or []  # type: ignore[method-assign,assignment]
+    made, (first, second) = sliced(world, 2)
+    kind = APPS[CALL].digest
+    world.ward._called(CallDone(made.id, first.key, True, b"", "", 1.0, 3.0))
+    world.ward._called(CallDone(made.id, second.key, False, b"", "no", 1.0, 3.0))
+    world.ward._called(CallDone(made.id, (5, 5), True, b"", "", 1.0, 3.0))
+    world.ward._slice_lost(SliceGone(made.id, 1, "signal 11 ended rank 1"))
+    assert told == [(kind, first.item.task, [2], 2.0), (kind, second.item.task, [2], False),
+                    (kind, second.item.task, [2], True)]
+
+
+def test_a_slice_on_a_node_that_is_out_is_given_no_more_calls() -> None:
+    world = World()
+    here, there = sliced(world, 2)[0], sliced(world, 3)[0]
+    world.perform(world.ward.unfit(2, "no memory"))
+    assert here.leaving and not there.leaving
