@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -101,6 +101,28 @@ class PilotInfo(msgspec.Struct, frozen=True):
     started: float
     ended: float | None
     reason: str
+
+
+BLOCK_STATES: Final = {1: "submitting", 2: "queued", 3: "running", 4: "ended", 5: "refused"}
+"""By number, as providers have them."""
+
+
+class BlockInfo(msgspec.Struct, frozen=True):
+    id: int                      # its pilot's too
+    state: str                   # submitting, queued, running, ended, refused
+    provider: str
+    batch_id: str                # the batch system's own; "": not known (yet)
+    queue: str
+    project: str
+    nodes: int
+    walltime: float              # seconds
+    mode: str
+    params: dict[str, str]
+    submitted: float             # Unix times; None: not yet
+    started: float | None
+    ended: float | None
+    exit_code: int | None
+    text: str                    # the batch system's words
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import enum
 import msgspec
 
 from balsamfut.model import AppSpec, Payload, Pool, Resources, Stored, TaskClass, TaskSpec, TaskState
+from balsamfut.model import Fault as Fault
 
 PROTOCOL = 1
 
@@ -99,7 +100,26 @@ class Bye(Message, frozen=True, tag=9):
     detach: bool = False
 
 
-FromClient = Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat | Bye
+class SubmitBlock(Message, frozen=True, tag=10):
+    """Ask the batch system for nodes.  Answered by BlockAnswer."""
+
+    request: int
+    nodes: int
+    walltime: float              # seconds
+    queue: str = ""
+    project: str = ""
+    mode: str = "any"            # which tasks it takes: any, mpi, serial
+    params: dict[str, str] = {}  # filesystems, and whatever the site's job script knows
+
+
+class RemoveBlock(Message, frozen=True, tag=11):
+    """End this block.  Answered by BlockAnswer."""
+
+    request: int
+    block: Stored
+
+
+FromClient = Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat | Bye | SubmitBlock | RemoveBlock
 
 # ---- the interchange -> a client
 
@@ -198,7 +218,16 @@ class BeatBack(Message, frozen=True, tag=11):
     """Still here."""
 
 
-ToClient = Welcome | Refused | Accepted | Rejected | Running | Settled | Answer | Resumed | Notice | BeatBack
+class BlockAnswer(Message, frozen=True, tag=12):
+    """The number of the block that was asked for or is being ended, or why not."""
+
+    request: int
+    block: int                   # 0: not
+    error: str
+
+
+ToClient = (Welcome | Refused | Accepted | Rejected | Running | Settled | Answer | Resumed | Notice | BeatBack
+            | BlockAnswer)
 
 # ---- a pilot -> the interchange
 
@@ -217,22 +246,6 @@ class Enrol(Message, frozen=True, tag=1):
     tiles: int
     memory: int                  # bytes per node
     held: list[tuple[Stored, Stored]]  # (task, attempt) that it has, queued or running
-
-
-class Fault(enum.IntEnum):
-    """Whose fault it is that an attempt ended."""
-
-    NONE = 0       # it succeeded
-    TASK = 1       # exception, or a code that is not 0                charged
-    WORKER = 2     # the process that ran it died                      charged
-    WALLTIME = 3   # charged
-    MEMORY = 4     # charged
-    KILLED = 5     # by order of a user: it is not tried again
-    RETURNED = 6   # never started; handed back                        not charged
-    LAUNCHER = 7   # the launcher, or this node, could not start it    not charged
-    NODE = 8       # the node or the agent went away                   not charged
-    POOL = 9       # the worker pool's initializer failed: the whole pool is broken
-    PILOT = 10     # the pilot stopped while it ran                    not charged
 
 
 class Started(Message, frozen=True, tag=2):

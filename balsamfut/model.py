@@ -114,6 +114,22 @@ class Resources(msgspec.Struct, frozen=True, array_like=True):
         return self.ranks == 1 and not self.mpi
 
 
+class Fault(enum.IntEnum):
+    """Whose fault it is that an attempt ended."""
+
+    NONE = 0       # it succeeded
+    TASK = 1       # exception, or a code that is not 0                charged
+    WORKER = 2     # the process that ran it died                      charged
+    WALLTIME = 3   # charged
+    MEMORY = 4     # charged
+    KILLED = 5     # by order of a user: it is not tried again
+    RETURNED = 6   # never started; handed back                        not charged
+    LAUNCHER = 7   # the launcher, or this node, could not start it    not charged
+    NODE = 8       # the node or the agent went away                   not charged
+    POOL = 9       # the worker pool's initializer failed: the whole pool is broken
+    PILOT = 10     # the pilot stopped while it ran                    not charged
+
+
 class AppKind(enum.IntEnum):
     PYTHON = 1    # a Python function; its value is the result
     TEMPLATE = 2  # a Jinja template that makes a bash command

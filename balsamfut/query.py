@@ -20,8 +20,10 @@ import sqlalchemy as sa
 
 from balsamfut import schema, settings
 from balsamfut.errors import SiteError, TaskError, TaskKilled, UpstreamFailed, UsageError
+from balsamfut.infos import BLOCK_STATES
 from balsamfut.infos import AppInfo as AppInfo
 from balsamfut.infos import AttemptInfo as AttemptInfo
+from balsamfut.infos import BlockInfo as BlockInfo
 from balsamfut.infos import CampaignInfo as CampaignInfo
 from balsamfut.infos import EventInfo as EventInfo
 from balsamfut.infos import NodeInfo as NodeInfo
@@ -262,6 +264,19 @@ class Reader:
         with self._snapshot() as connection:
             return [PilotInfo(row.id, row.host, row.pid, row.platform, row.nodes, row.started, row.ended or None,
                               row.reason) for row in connection.execute(sa.select(p).order_by(p.c.id))]
+
+    def blocks(self, *, history: bool = False) -> list[BlockInfo]:
+        """By id; history: also those that are over."""
+        b = schema.blocks
+        query = sa.select(b).order_by(b.c.id)
+        with self._snapshot() as connection:
+            if not sa.inspect(connection).has_table("blocks"):     # an older version of the schema
+                return []
+            found = connection.execute(query if history else query.where(b.c.ended == 0)).all()
+        return [BlockInfo(
+            row.id, BLOCK_STATES[row.state], row.provider, row.batch_id, row.queue, row.project, row.nodes, row.walltime,
+            row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted, row.started or None,
+            row.ended or None, row.exit_code, row.text) for row in found]
 
     def nodes(self, pilot: int | None = None, *, over: bool = False) -> list[NodeInfo]:
         """Of one pilot (None: of all), by pilot, those that are up last, then by name; over: also of pilots that are

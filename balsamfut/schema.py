@@ -23,7 +23,7 @@ from sqlalchemy import Column, Float, Index, Integer, LargeBinary, SmallInteger,
 from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.model import Payload
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the schema: changes with any change of a table.  A newer one in a file is refused (errors.DatabaseTooNew)."""
 
 UPGRADES: Final[dict[int, Callable[[sa.Connection], None]]] = {}
@@ -148,6 +148,20 @@ pilots = Table(
     Index("pilots_open", "ended"),
 )
 
+blocks = Table(
+    "blocks", metadata,
+    _id("id"),             # of its pilot too
+    _text("token"), _text("provider"),
+    _text("batch_id"),     # the batch system's own; "": not known (yet)
+    _text("queue"), _text("project"), _int("nodes"), _time("walltime"),   # seconds
+    _text("mode"),         # which tasks it takes: any, mpi or serial
+    _text("params"),       # JSON object: what else was asked for
+    _int("state"),         # provider.base.BlockState
+    _text("text"),         # the batch system's words
+    _time("submitted"), _time("started"), _time("ended"), _int("exit_code", None),
+    Index("blocks_open", "ended"),
+)
+
 nodes = Table(
     "nodes", metadata,
     _id("pilot"), Column("name", Text, primary_key=True),
@@ -155,6 +169,7 @@ nodes = Table(
     _text("reason"), _time("since"), sqlite_with_rowid=False,
 )
 UPGRADES[1] = nodes.create
+UPGRADES[2] = blocks.create
 
 # ---- values
 

@@ -58,12 +58,39 @@ class Pilot(msgspec.Struct, frozen=True):
     hosts: Annotated[str, Meta(description=(
         "a file with the names of the hosts of a local pilot, one a line, this host among them, such as a batch job's "
         "$PBS_NODEFILE"))] = ""
+    provider: Annotated[str, Meta(description=(
+        "who is asked for blocks: pbs, slurm or local; empty: the platform's batch system"))] = ""
+    preamble: Annotated[str, Meta(description=(
+        "bash lines that run in a block before its pilot: modules, environments"))] = ""
     pretend: Annotated[bool, Meta(description=(
         "those hosts have not the cores and tiles of the platform: nothing is bound"))] = False
 
 
+class Elastic(msgspec.Struct, frozen=True):
+    enabled: Annotated[bool, Meta(description=(
+        "blocks are asked for, and let go, as the work that waits needs them"))] = False
+    queues: Annotated[str, Meta(description=(
+        "the queues that may be used, separated by blanks; empty: all of the platform's that do not end blocks without "
+        "a warning"))] = ""
+    min_blocks: Annotated[int, Meta(ge=0, description="blocks that are there as long as tasks are ready")] = 0
+    max_blocks: Annotated[int, Meta(ge=1, description="blocks that wait or run at a time, at most")] = 20
+    min_nodes: Annotated[int, Meta(ge=1, description="nodes of one block, at least")] = 1
+    max_nodes: Annotated[int, Meta(ge=0, description="nodes of one block, at most; 0: what the queues take")] = 0
+    total_nodes: Annotated[int, Meta(ge=0, description="nodes of all blocks together, at most; 0: no limit")] = 0
+    max_hours: Annotated[float, Meta(ge=0, description=(
+        "hours that one block asks for, at most; 0: what the queues take"))] = 0.0
+    node_hours: Annotated[float, Meta(ge=0, description=(
+        "node-hours that all blocks of this site may use, from its beginning; 0: no limit"))] = 0.0
+    idle: Annotated[float, Meta(ge=0, description=(
+        "seconds that a block may run nothing, or wait for nothing, before it is let go"))] = 120.0
+    backoff: Annotated[float, Meta(ge=1, description=(
+        "seconds before a queue that refused a block is tried again; twice as many after each further refusal, at most "
+        "an hour"))] = 60.0
+
+
 SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
-    "database": Database, "wire": Wire, "interchange": Interchange, "pilot": Pilot}
+    "database": Database, "wire": Wire, "interchange": Interchange, "pilot": Pilot,
+    "elastic": Elastic}
 _HINTS: Final = {name: get_type_hints(kind, include_extras=True) for name, kind in SECTIONS.items()}
 
 
@@ -74,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True):
     wire: Wire = Wire()
     interchange: Interchange = Interchange()
     pilot: Pilot = Pilot()
+    elastic: Elastic = Elastic()
     defaults: dict[str, Any] = {}   # options of apps and calls, as they were written; the weakest of all places
     sources: dict[str, str] = {}    # by "section.key": a path or the name of a variable; missing: default
 

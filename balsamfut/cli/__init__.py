@@ -25,13 +25,17 @@ COMMANDS: Final[Tree] = {
     # name: what it does; the first sentence of the command's own help.  The module of `task ls` is task_ls.
     "resume": "Go on with what campaigns left unfinished, without their scripts.",
     "status": "Whether an interchange runs here, its pilots, and how many tasks are in which state.",
-    "logs": "Print what a task wrote to its stdout or stderr.",
     "site": ("Make, start and stop sites that are kept, on a machine with a batch system or without one.", {
         "init": "Make a site in a directory.",
         "start": "Start the interchange of a site, which runs until it is stopped.",
         "stop": "Stop the interchange of a site; pilots go on with what they have.",
         "status": "Whether the site runs, its pilots, and how many tasks are in which state.",
         "ls": "List the sites that have a name.",
+    }),
+    "queue": ("Ask the batch system of a site for blocks of nodes.", {
+        "submit": "Ask the batch system for a block of nodes, on which a pilot runs tasks until its time is over.",
+        "ls": "List the blocks that were asked for, oldest first.",
+        "rm": "End blocks, or withdraw those that wait; what ran there runs elsewhere.",
     }),
     "task": ("Look at tasks, and end them.", {
         "ls": "List tasks, oldest first.",
@@ -41,6 +45,7 @@ COMMANDS: Final[Tree] = {
         "kill": "End tasks, running or not.",
         "cancel": "Cancel tasks that have not started.",
     }),
+    "logs": "Print what a task wrote to its stdout or stderr.",
     "app": ("Look at apps.", {"ls": "List apps, with the number of their tasks."}),
     "campaign": ("Look at campaigns.", {"ls": "List campaigns, with the number of their tasks in each state."}),
     "node": ("Look at the nodes of pilots.", {"ls": "List the nodes of pilots, and why some are given no work."}),

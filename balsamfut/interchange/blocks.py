@@ -1,7 +1,8 @@
-"""Pilots on this machine, as the interchange's loop starts and watches them.
+"""Pilots on this machine and blocks of a batch system, as the interchange's loop starts and watches them.
 
-An embedded interchange has one local block: a pilot process that it starts and that ends with it.  This module starts
-processes through a provider and tells of their end; what that means for tasks is the brain's.
+An embedded interchange has one local block: a pilot process that it starts and that ends with it.  A site that is kept
+asks its batch system for blocks, which outlive the interchange.  This module starts and asks through a provider and
+tells what became of it; what that means for tasks is the brain's.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from balsamfut.interchange.records import PilotRow
+from balsamfut.errors import SettingsError
+from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Shape
-from balsamfut.provider.base import BlockSpec
+from balsamfut.platforms import Platform
+from balsamfut.provider.base import BlockSpec, BlockStatus, Provider
 from balsamfut.provider.local import LocalProvider
 
 PATIENCE: Final = 6.0
@@ -76,3 +79,79 @@ class LocalPilots:
         if now - self._hurried > PATIENCE:
             for token in self._pilots:
                 self._provider.cancel(token, now)
+
+
+_START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.agent import main; sys.exit(main())"
+
+
+class Blocks:
+    """The blocks that a site has asked for.  preamble: bash lines before each pilot, in its shell."""
+
+    def __init__(self, site: Path, platform: Platform, name: str, *, preamble: str, pretend: bool, cores: int) -> None:
+        self._site = site
+        self._platform = platform
+        self._provider = provider_of(name)
+        self._local = name == "local"
+        self._preamble = preamble
+        self._pretend = pretend
+        self._cores = cores
+
+    def fds(self) -> tuple[int, ...]:
+        """Readable when poll has something to tell."""
+        return self._provider.fds()
+
+    def adopt(self, row: BlockRow, now: float) -> None:
+        """Watch over a block that an earlier interchange has asked for."""
+        self._provider.adopt(row.token, row.batch_id, now)
+
+    def submit(self, row: BlockRow, now: float) -> None:
+        """Ask for a block that is recorded."""
+        self._provider.submit(self.spec(row), now)
+
+    def spec(self, row: BlockRow) -> BlockSpec:
+        """What is asked for."""
+        scheduler = self._platform.scheduler
+        return BlockSpec(
+            row.token, self._argv(row), str(self._site / "log" / f"pilot-{row.id}.log"), str(self._site),
+            preamble=self._preamble, nodes=row.nodes, walltime=row.walltime, queue=row.queue, project=row.project,
+            filesystems=row.params.get("filesystems", str(scheduler.get("filesystems", ""))),
+            params=tuple(sorted(row.params.items())))
+
+    def _argv(self, row: BlockRow) -> tuple[str, ...]:
+        home = str(Path(__file__).resolve().parents[2])
+        argv = [sys.executable, "-P", "-c", _START.format(home=home), "--site", str(self._site), "--pilot", str(row.id),
+                "--token", row.token, "--platform", self._platform.name, "--walltime", f"{row.walltime:g}"]
+        if not self._local:
+            argv += ["--batch"]
+        elif self._platform.name == "workstation":
+            argv += ["--nodes", str(row.nodes), *(("--cores", str(self._cores)) if self._cores else ())]
+        else:
+            argv += ["--nodes", str(row.nodes), "--pretend"]
+        return (*argv, "--pretend") if self._pretend and "--pretend" not in argv else tuple(argv)
+
+    def cancel(self, row: BlockRow, now: float) -> None:
+        """End a block."""
+        self._provider.cancel(row.token, now)
+
+    def poll(self, now: float) -> list[BlockStatus]:
+        """What has changed since the last time."""
+        return self._provider.poll(now)
+
+    def close(self) -> None:
+        """Blocks go on."""
+        self._provider.close()
+
+
+def provider_of(name: str) -> Provider:
+    """Raises SettingsError for a batch system that there is no provider for."""
+    if name == "local":
+        return LocalProvider()
+    if name == "pbs":
+        from balsamfut.provider.pbs import PbsProvider
+
+        return PbsProvider()
+    if name == "slurm":
+        from balsamfut.provider.slurm import SlurmProvider
+
+        return SlurmProvider()
+    raise SettingsError(f"there is no provider {name!r} for blocks; there are local, pbs and slurm")

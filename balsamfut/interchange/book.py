@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from balsamfut.interchange.records import (
     AttemptRow,
+    BlockRow,
     CampaignRow,
     EventRow,
     PilotRow,
@@ -144,6 +145,7 @@ class Book:
             session.looks_up = True                      # what it called before may be known by its keys alone
         self.peers: dict[bytes, Session] = {}
         self.pilots: dict[int, Pilot] = {row.id: Pilot(row) for row in world.pilots}
+        self.blocks: dict[int, BlockRow] = {row.id: row for row in world.blocks}    # not over, by their pilot's number
         self.pilot_peers: dict[bytes, Pilot] = {}
         self.apps: dict[bytes, AppSpec] = {app.digest: app for app in world.apps}
         self.codes: dict[bytes, Payload] = dict(world.codes)

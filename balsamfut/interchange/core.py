@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from balsamfut.interchange import matcher, orders
 from balsamfut.interchange.attempts import Attempts, Fits
+from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.matcher import ReadyQueues
@@ -44,6 +45,7 @@ from balsamfut.messages import (
     Notice,
     PilotBeat,
     Refused,
+    RemoveBlock,
     Reports,
     Resume,
     Running,
@@ -88,13 +90,15 @@ class Core:
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
+        self.batch = Batch(self.book, self.sessions, self.pilots, config.platform, config.provider)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.detached = False             # a script has left its tasks to us
         self.told_unfit: set[int] = set()
         for pilot in self.book.pilots.values():
-            pilot.deadline = now + REJOIN
-            pilot.heard = now
+            if pilot.id not in self.book.blocks:
+                pilot.deadline = now + REJOIN
+                pilot.heard = now
 
     # ---- what must be read first
 
@@ -186,6 +190,8 @@ class Core:
             self.requests.keep(session, message, now)
         elif isinstance(message, Resume):
             self.sessions.resume(session, message, now)
+        elif isinstance(message, RemoveBlock):
+            self.batch.remove(peer, message)
         elif isinstance(message, Beat):
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):

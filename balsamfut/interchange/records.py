@@ -89,6 +89,28 @@ class PilotRow:
 
 
 @dataclass(slots=True)
+class BlockRow:
+    """Nodes that were asked of a batch system, for one pilot."""
+
+    id: int               # the pilot's
+    token: str
+    provider: str
+    batch_id: str
+    queue: str
+    project: str
+    nodes: int
+    walltime: float       # seconds
+    mode: str             # any, mpi or serial: which tasks it takes
+    params: dict[str, str]
+    state: int            # provider.base.BlockState
+    text: str
+    submitted: float
+    started: float = 0.0
+    ended: float = 0.0
+    exit_code: int | None = None
+
+
+@dataclass(slots=True)
 class NodeRow:
     pilot: int
     name: str
@@ -130,6 +152,7 @@ class Writes:
     campaigns: list[CampaignRow] = field(default_factory=list)                # new
     sessions: list[SessionRow] = field(default_factory=list)                  # new, or closed
     pilots: list[PilotRow] = field(default_factory=list)                      # new, or changed
+    blocks: list[BlockRow] = field(default_factory=list)                      # new, or changed
     nodes: list[NodeRow] = field(default_factory=list)                        # new, or changed
     apps: list[AppSpec] = field(default_factory=list)                         # new
     codes: list[tuple[bytes, Payload]] = field(default_factory=list)          # new, by AppSpec.digest
@@ -141,8 +164,9 @@ class Writes:
     events: list[EventRow] = field(default_factory=list)                      # new
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.campaigns or self.sessions or self.pilots or self.nodes or self.apps
-                    or self.codes or self.pools or self.classes or self.edges or self.attempts or self.events)
+        return bool(self.tasks or self.campaigns or self.sessions or self.pilots or self.blocks or self.nodes
+                    or self.apps or self.codes or self.pools or self.classes or self.edges or self.attempts
+                    or self.events)
 
 
 @dataclass(slots=True)
@@ -160,4 +184,5 @@ class World:
     codes: list[tuple[bytes, Payload]] = field(default_factory=list)
     pools: list[tuple[bytes, Pool]] = field(default_factory=list)
     sessions: list[SessionRow] = field(default_factory=list)   # not closed
+    blocks: list[BlockRow] = field(default_factory=list)        # not over
     pilots: list[PilotRow] = field(default_factory=list)       # not ended

@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from balsamfut import schema
-from balsamfut.interchange.records import CampaignRow, EventRow, PilotRow, SessionRow, Task
+from balsamfut.interchange.records import BlockRow, CampaignRow, EventRow, PilotRow, SessionRow, Task
 from balsamfut.messages import Detail
 from balsamfut.model import (
     AppKind,
@@ -124,6 +124,9 @@ FEW: Final[dict[str, tuple[sa.Table, Callable[[Any], tuple[Any, ...]]]]] = {
     "sessions": (schema.sessions, _session_row),
     "pilots": (schema.pilots, lambda r: (r.id, r.token, clean(r.host), r.pid, r.platform, r.nodes, r.started, r.ended,
                                          clean(r.reason))),
+    "blocks": (schema.blocks, lambda r: (r.id, r.token, r.provider, clean(r.batch_id), clean(r.queue), clean(r.project),
+                                         r.nodes, r.walltime, r.mode, clean(msgspec.json.encode(r.params).decode()),
+                                         int(r.state), clean(r.text), r.submitted, r.started, r.ended, r.exit_code)),
     "nodes": (schema.nodes, lambda r: (r.pilot, clean(r.name), int(r.state), clean(r.reason), r.since)),
     "apps": (schema.apps, lambda a: (a.digest, clean(a.name), int(a.kind), int(a.hooks), clean(a.module),
                                      clean(a.doc))),
@@ -171,6 +174,12 @@ def session_from(row: Sequence[Any]) -> SessionRow:
 
 def pilot_from(row: Sequence[Any]) -> PilotRow:
     return PilotRow(*row)
+
+
+def block_from(row: Sequence[Any]) -> BlockRow:
+    *before, params, state, text, submitted, started, ended, exit_code = row
+    return BlockRow(*before, msgspec.json.decode(params, type=dict[str, str]), state, text, submitted, started, ended,
+                    exit_code)
 
 
 def pool_from(row: Sequence[Any]) -> tuple[bytes, Pool]:

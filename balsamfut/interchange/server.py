@@ -27,7 +27,7 @@ from balsamfut import faults, platforms, settings
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
-from balsamfut.interchange.blocks import LocalPilots
+from balsamfut.interchange.blocks import Blocks, LocalPilots
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.doors import open_doors
 from balsamfut.interchange.fits import Fits, shape
@@ -35,7 +35,7 @@ from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.interchange.watching import Watched
-from balsamfut.messages import PROTOCOL, Hello, Message, Notice, Reports, Submit
+from balsamfut.messages import PROTOCOL, Hello, Message, Notice, Reports, Submit, SubmitBlock
 from balsamfut.wire import Poller, Waker
 
 log = logging.getLogger(__name__)
@@ -79,21 +79,27 @@ class Server:
         nodes = usual.nodes if args.embedded else platforms.load(platform).max_nodes
         first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
+        machine = platforms.load(platform)
+        provider = chosen.provider or machine.scheduler.get("kind") or "local"
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
-            linger=self.settings.interchange.linger, pid=os.getpid())
+            linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider)
         self.core = Core(self.store.load_world(), config, Fits(), self.clock.now())
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
         networked = not args.embedded or bool(usual.hosts)     # there are clients or pilots on other hosts
-        machine = platforms.load(platform)
         interface = self.settings.interchange.interface or machine.network.get("callback_interface", "")
         self.clients, self.pilots = open_doors(site, networked=networked, interface=interface)
         self.blocks = LocalPilots(site, self.pilots.address)
+        self.batch: Blocks | None = None
+        if not args.embedded:
+            self.batch = Blocks(site, machine, provider, preamble=chosen.preamble, pretend=chosen.pretend,
+                                cores=chosen.max_workers)
         self.poller = Poller()
         self.waker = Waker()
-        for item in (self.clients, self.pilots, self.waker, *self.blocks.fds()):
+        batch_fds = self.batch.fds() if self.batch is not None else ()
+        for item in (self.clients, self.pilots, self.waker, *self.blocks.fds(), *batch_fds):
             self.poller.register(item)
         self.watched = Watched(self.poller)
         self.signalled = False
@@ -112,6 +118,9 @@ class Server:
         now = self.clock.now()
         spooled: list[Path] = []
         decoder = msgspec.msgpack.Decoder(Reports)
+        if self.batch is not None:
+            for row in self.core.book.blocks.values():
+                self.batch.adopt(row, now)
         for pilot in list(self.core.book.pilots.values()):
             path = self.site / "spool" / f"pilot-{pilot.id}"
             alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
@@ -121,7 +130,8 @@ class Server:
                     self.look_up(partial(self.core.wanted_pilot, b"", message))
                 self.core.spooled(pilot.id, messages, now)
                 spooled.append(path)
-            if not alive and (path.exists() or pilot.row.pid or pilot.row.host in ("", os.uname().nodename)):
+            here = path.exists() or pilot.row.pid or pilot.row.host in ("", os.uname().nodename)
+            if not alive and here and pilot.id not in self.core.book.blocks:
                 self.core.attempts.lost(pilot, "it ended while no interchange was there", now)
         self.perform(self.core.finish(now))
         for path in spooled:
@@ -153,6 +163,8 @@ class Server:
                 self.tick(now)
             turn = self.core.finish(now)
             self.perform(turn)
+            if self.batch is not None:
+                self.ask(now)
             if turn.exit:
                 log.info("ending: %s", turn.exit)
                 return
@@ -169,6 +181,8 @@ class Server:
         files.withdraw(self.site)
         self.clients.close(linger=1.0)
         self.pilots.close(linger=1.0)
+        if self.batch is not None:
+            self.batch.close()
         self.store.close()
 
     # ---- one turn
@@ -198,6 +212,8 @@ class Server:
                     work += len(message.specs)
                 elif isinstance(message, Hello):
                     self.watch_process(message)
+                elif isinstance(message, SubmitBlock):
+                    core.batch.submit(peer, message, f"bf-{secrets.token_hex(6)}", now)
             if not got or work >= WORK:
                 break
 
@@ -276,6 +292,18 @@ class Server:
             self.blocks.hurry(now)
         if self.core.pilots.wanted(now):
             self.start_pilot(now)
+
+    def ask(self, now: float) -> None:
+        """Ask the batch system for what the brain wants, once that is recorded, and hear what it says."""
+        assert self.batch is not None
+        brain = self.core.batch
+        for row in brain.wanted:
+            self.batch.submit(row, now)
+        for row in brain.unwanted:
+            self.batch.cancel(row, now)
+        brain.wanted, brain.unwanted = [], []
+        for status in self.batch.poll(now):
+            brain.told(status, now)
 
     def blocks_changed(self, now: float) -> None:
         for number, reason in self.blocks.poll(now):

@@ -327,6 +327,7 @@ class Store:
                 apps=every(schema.apps, rows.app_from), codes=every(schema.codes, rows.code_from),
                 pools=every(schema.pools, rows.pool_from),
                 sessions=every(schema.sessions, rows.session_from, schema.sessions.c.closed == 0),
+                blocks=every(schema.blocks, rows.block_from, schema.blocks.c.ended == 0),
                 pilots=every(schema.pilots, rows.pilot_from, schema.pilots.c.ended == 0))
 
     def load_open(self, campaign: int | None = None, retry_failed: bool = False) -> list[Task]:

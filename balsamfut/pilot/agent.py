@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -30,7 +31,7 @@ from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
-from balsamfut.pilot.gather import Gathering, read_hosts
+from balsamfut.pilot.gather import Gathering, hosts_of_job, read_hosts
 from balsamfut.pilot.orders import Run, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
 from balsamfut.pilot.uplink import Uplink
@@ -56,6 +57,13 @@ SPACING: Final = 0.003
 """Seconds between reports while there is more to do than these could bring."""
 FAREWELL: Final = 3.0
 """Seconds for the interchange to acknowledge the last reports."""
+FENCE: Final = 100.0
+"""Seconds to go on without a word from an interchange that is said to be there: after two minutes it gives our tasks to
+others."""
+EARLIER: Final = 10.0
+"""Seconds that a block may be older than its pilot."""
+LAST: Final = 60.0
+"""Seconds before the end of its block at which a pilot stops what runs."""
 STOP_GRACE: Final = 3.0
 """Seconds that running tasks have when the agent is told by a signal to end."""
 
@@ -67,17 +75,21 @@ class Agent:
         now = time.time()
         self.options = options
         self.site = Path(options.site).absolute()
-        names = read_hosts(options.hosts) if options.hosts else node_names(platform, options.nodes, options.pretend)
+        names = hosts_of(options) or node_names(platform, options.nodes, options.pretend)
         self.poller = Poller()
         self.uplink = Uplink(self.site, options.address, options.starter, self.poller, now)
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
                          platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients,
-                         apart=bool(options.hosts) and len(names) > 1)
+                         apart=bool(options.hosts or options.batch) and len(names) > 1)
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
                          cores=cores * len(names), node_cores=cores)
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
+        # The batch system's clock began before ours: what it does at its end is not waited for.
+        self.ends = now + options.walltime - min(EARLIER, 0.02 * options.walltime) if options.walltime else 0.0
+        self.last = min(LAST, 0.1 * options.walltime)     # seconds for running tasks to end when that comes near
+        self.core.planner.ends = self.ends - self.last if self.ends else 0.0
         self._plenty = MUCH + 2 * cores * len(names)    # attempts that are more than run here, and as many again
         self.staff = Staff(self.desk)
         self.company: Company | None = None
@@ -190,6 +202,9 @@ class Agent:
     def beat(self, now: float) -> None:
         """Say that we are here, and look whether the interchange is."""
         self._beat = now
+        if self.ends and now > self.ends - self.last and not self.core.stopping:
+            log.info("the block ends in %.0f s", self.ends - now)
+            self.handle(Stop(0.8 * self.last), now)
         self.staff.processes.tidy()
         for event in self.company.tick(now) if self.company is not None else ():
             self.handle(event, now)
@@ -205,7 +220,12 @@ class Agent:
             self.handle(Stop(0.0), now)
 
     def grace(self) -> float:
-        """Seconds to go on without an interchange: with nothing in hand there is little to go on for."""
+        """Seconds to go on without an interchange: with nothing in hand there is little to go on for.
+
+        A block's nodes are paid for: while nobody is there who could give its tasks to others, it goes on to its end.
+        """
+        if self.ends:
+            return FENCE if self.uplink.replaced else math.inf
         most: float = self.options.orphan_grace
         idle = not self.core.attempts and not self.core.outbox.unacknowledged
         return min(IDLE_GRACE, most) if idle else most
@@ -313,6 +333,13 @@ class Agent:
         self.waker.wake()
 
 
+def hosts_of(options: argparse.Namespace) -> list[str]:
+    """The hosts that were given, this one first; none: this is the only one."""
+    if options.batch:
+        return hosts_of_job(os.environ)
+    return read_hosts(options.hosts) if options.hosts else []
+
+
 def node_names(platform: Platform, nodes: int, pretend: bool) -> list[str]:
     host = socket.gethostname()
     return [f"{platform.name}-{index}" for index in range(nodes)] if pretend or nodes > 1 else [host]
@@ -323,11 +350,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--site", required=True)
     parser.add_argument("--pilot", required=True, type=int)
     parser.add_argument("--token", required=True)
-    parser.add_argument("--address", required=True, help="of the interchange's door for pilots")
+    parser.add_argument("--address", default="", help="of the interchange's door for pilots; else as its file says")
     parser.add_argument("--starter", type=int, default=0, help="process that is our parent for as long as it lives")
     parser.add_argument("--platform", default="workstation")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--hosts", type=Path, help="a file with the names of the hosts, one a line: a node on each")
+    parser.add_argument("--batch", action="store_true", help="the hosts are those of the batch job that this is in")
+    parser.add_argument("--walltime", type=float, default=0.0, help="seconds until this block ends; 0: for ever")
     parser.add_argument("--gather", type=float, default=60.0, help="seconds for the agents of the other hosts to come")
     parser.add_argument("--cores", type=int, default=None, help="of a workstation")
     parser.add_argument("--pretend", action="store_true", help="the nodes do not exist: bind nothing")

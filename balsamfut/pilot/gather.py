@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from balsamfut.errors import SiteError
@@ -78,6 +80,22 @@ class Gathering:
         for host in company.absent():
             company.give_up(host, f"{why}; see {self._run / 'agents.log'}")
         return True
+
+
+def hosts_of_job(environ: Mapping[str, str]) -> list[str]:
+    """The hosts of the batch job that this process is in, this host first.  Raises SiteError."""
+    nodefile, nodelist = environ.get("PBS_NODEFILE", ""), environ.get("SLURM_JOB_NODELIST", "")
+    if nodefile:
+        return read_hosts(Path(nodefile))
+    if nodelist:
+        try:
+            done = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True,
+                                  timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SiteError(f"scontrol does not say which hosts {nodelist} are: {error}") from None
+        # Where several nodes are one host, as in tests, Slurm's own name tells which of them this is.
+        return muster.order_hosts(done.stdout.split(), environ.get("SLURMD_NODENAME") or socket.gethostname())
+    return []
 
 
 def read_hosts(path: Path) -> list[str]:

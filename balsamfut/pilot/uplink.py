@@ -11,6 +11,7 @@ from typing import Final
 
 from balsamfut import connection, keyring
 from balsamfut.connection import Connection, runs
+from balsamfut.errors import SiteError
 from balsamfut.messages import Message, ToPilot
 from balsamfut.wire import Link, Poller
 
@@ -26,9 +27,13 @@ class Uplink:
         self._poller = poller
         self.known = connection.read(self._site)
         self._starter = starter           # the interchange that started us, until another has taken its place; or 0
+        address = address or (self.known.pilots if self.known is not None else "")
+        if not address:
+            raise SiteError(f"no interchange of {site} is running: there is no {site / connection.NAME}")
         self.link = Link(address, ToPilot, keyring.link(site, "pilot", address))
         self.heard = now                  # when the interchange last said something
         self.away: float | None = None    # since when there is nobody
+        self.replaced = True              # somebody says to be the site's interchange, whether we reach it or not
         poller.register(self.link)
 
     @property
@@ -54,6 +59,7 @@ class Uplink:
             self.known, self.heard, self.away = found, now, None
             self._starter = 0
             return True
+        self.replaced = found is not None
         if found is not None:
             self.known = found
         if found is not None:

@@ -64,8 +64,8 @@ def test_the_version_is_that_of_the_package(run: Any) -> None:
 @pytest.mark.parametrize("words, hint", [
     (["tsk"], "There is no command 'tsk'; did you mean task?"),
     (["task", "lst"], "There is no command 'lst'; did you mean ls"),
-    (["logs"], "There is no command 'logs'; did you mean task logs?"),
-    (["quux"], "There is no command 'quux'; there are resume, status, task"),
+    (["show"], "There is no command 'show'; did you mean task show or platform show?"),
+    (["xyzzy"], "There is no command 'xyzzy'; there are resume, status, site, queue, task"),
     (["task", "ls", "--stat", "x"], "--state"),
     (["resume", "--retry-fialed"], "--retry-failed"),
     (["task", "show", "seven"], "'seven' is not a valid integer"),
