@@ -18,6 +18,7 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from playing import Interchange, playing
 
@@ -32,7 +33,7 @@ from balsamfut.pilot.hand import Define
 from balsamfut.pilot.orders import Job
 from balsamfut.pilot.process import Processes, become_subreaper
 from balsamfut.placement import Packer
-from balsamfut.platforms import Platform, probe
+from balsamfut.platforms import Launcher, Platform, probe
 
 PALS = Path(__file__).parents[1] / "fake_site" / "pals" / "bin" / "mpiexec"
 NODES = ["x1.hsn.cm", "x2.hsn.cm", "x3.hsn.cm"]
@@ -43,13 +44,14 @@ FOREVER = "sleep 600"
 class Rig:
     """An agent's commands without the agent: nodes that the launcher takes for three, and no more."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, launcher: Launcher) -> None:
         self.log, self.faults, self.data = (directory / name for name in ("log", "faults", "data"))
         self.log.touch()
         monkeypatch.setenv("FAKE_PALS_LOG", str(self.log))
         monkeypatch.setenv("FAKE_PALS_FAULTS", str(self.faults))
         self.platform: Platform = platforms.load("workstation", {
-            "max_nodes": 3, "node": {"cores": "0-3"}, "launcher": {"flavour": "pals", "exe": str(PALS)}})
+            "max_nodes": 3 if launcher.flavour == "pals" else 1, "node": {"cores": "0-3"},
+            "launcher": {"flavour": launcher.flavour, "exe": launcher.exe}})
         self.packer = Packer(self.platform.node, NODES)
         self.processes = Processes()
         self.desk = Desk(site=directory, pilot=1, token=f"faults-{os.getpid()}-{time.monotonic_ns()}", host="here",
@@ -105,9 +107,17 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    if "machines_mpiexec" not in request.node.name:
+        return Launcher("pals", str(PALS))
+    found = probe.launcher(os.environ)
+    return found if isinstance(found, Launcher) else pytest.skip(found)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: Launcher) -> Iterator[Rig]:
     (tmp_path / "objects").mkdir()
-    made = Rig(tmp_path, monkeypatch)
+    made = Rig(tmp_path, monkeypatch, launcher)
     yield made
     assert made.processes.end() == []
     made.processes.reap()
@@ -217,7 +227,7 @@ def test_agents_are_started_one_on_each_host_and_one_that_ends_ends_no_other(tmp
     from balsamfut.pilot import dialects
 
     names = [f"n{i}" for i in range(3)]
-    [words], files = dialects.agents(platforms.Launcher("pals", str(PALS), hostfile_over=2), names, str(tmp_path))
+    [words], files = dialects.agents(Launcher("pals", str(PALS), hostfile_over=2), names, str(tmp_path))
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     script = (f"[ $PALS_NODEID = 0 ] && exit 3; until [ -e {tmp_path}/go ]; do sleep 0.05; done; "
@@ -232,17 +242,26 @@ def test_agents_are_started_one_on_each_host_and_one_that_ends_ends_no_other(tmp
 # ---- a launcher that is killed
 
 
-def test_ranks_whose_launcher_is_killed_are_ended_before_the_end_is_told(rig: Rig, tmp_path: Path) -> None:
-    job = rig.start(f"touch {tmp_path}/up.$PALS_RANKID; {FOREVER}", TWO)
+def kill_the_launcher(rig: Rig, directory: Path) -> None:
+    job = rig.start(f"touch {directory}/up.$$; {FOREVER}", ONE)
     deadline = time.monotonic() + 20.0
-    while len(list(tmp_path.glob("up.*"))) < 4:
+    while len(list(directory.glob("up.*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    [launch] = rig.launches()
-    os.kill(launch["pid"], signal.SIGKILL)
+    ranks = [int(path.suffix[1:]) for path in directory.glob("up.*")]
+    [launcher] = [parent for parent in psutil.Process(ranks[0]).parents() if parent.ppid() == os.getpid()]
+    launcher.kill()
     done = rig.end(job)
     assert done.fault is Fault.TASK and "SIGKILL" in done.error
-    assert rig.processes.remains(job.key, thorough=True) == []
+    assert [rank for rank in ranks if Path(f"/proc/{rank}").exists()] == []
+
+
+def test_ranks_whose_launcher_is_killed_are_ended_before_the_end_is_told(rig: Rig, tmp_path: Path) -> None:
+    kill_the_launcher(rig, tmp_path)
+
+
+def test_ranks_whose_launcher_is_killed_are_ended_under_this_machines_mpiexec(rig: Rig, tmp_path: Path) -> None:
+    kill_the_launcher(rig, tmp_path)
 
 
 def test_a_task_that_is_to_end_is_not_launched_again(rig: Rig) -> None:
@@ -303,7 +322,7 @@ def mpi() -> None:
 @pytest.fixture
 def mpich(mpi: None) -> None:
     found = probe.launcher(os.environ)
-    if not isinstance(found, platforms.Launcher) or found.flavour != "hydra":
+    if not isinstance(found, Launcher) or found.flavour != "hydra":
         pytest.skip("the fake PALS speaks MPICH's protocol only")
 
 
