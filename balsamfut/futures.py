@@ -93,7 +93,8 @@ class TaskFuture(Future[T]):
     """
 
     __slots__ = ("_state", "_result", "_exception", "_cond", "_waiters", "_done_callbacks",
-                 "_owner", "_n", "_id", "_app", "_extra", "_task_state", "_detail", "key", "occurrence", "from_cache")
+                 "_owner", "_n", "_id", "_app", "_extra", "_task_state", "_detail", "_told", "key", "occurrence",
+                 "from_cache")
 
     def __init__(self, owner: Owner | None = None, n: int = 0, app: AppSpec | None = None,
                  extra: Extra | None = None, key: bytes | None = None, occurrence: int = 0) -> None:
@@ -109,6 +110,7 @@ class TaskFuture(Future[T]):
         self._extra = extra
         self._task_state = TaskState.WAITING
         self._detail: Detail | None = None
+        self._told = False    # where the task works
         self.key = key
         self.occurrence = occurrence
         self.from_cache = False
@@ -130,6 +132,8 @@ class TaskFuture(Future[T]):
 
     def settle(self, state: str, result: Any = None, exception: BaseException | None = None) -> bool:
         """End the future, for its Owner: True where it was not over yet.  Callbacks run here."""
+        if self._told:    # whoever has been told a path is to find what is there
+            self._left()
         with _guard:
             if self._state in OVER:
                 return False
@@ -283,15 +287,23 @@ class TaskFuture(Future[T]):
     @property
     def workdir(self) -> Path:
         """Where the task runs (an absolute path; made when the task starts).  Waits as task_id does."""
-        detail = self._detail
-        if detail is not None and detail.workdir:
-            logged = _logged(detail)
-            silent = detail.returncode is not None and not detail.stdout
-            return restored(detail.workdir, logged) if silent or logged else Path(detail.workdir)
+        self._told = True
+        left = self._left()
+        if left is not None:
+            return left
         data = self._of_task().data
         if self._extra is not None and self._extra.workdir:
             return data / self._extra.workdir
         return data / default_workdir(self.task_id)
+
+    def _left(self) -> Path | None:
+        """The directory that the task has said it had, made again if it has gone."""
+        detail = self._detail
+        if detail is None or not detail.workdir:
+            return None
+        logged = _logged(detail)
+        silent = detail.returncode is not None and not detail.stdout
+        return restored(detail.workdir, logged) if silent or logged else Path(detail.workdir)
 
     @property
     def outputs(self) -> list[Path]:

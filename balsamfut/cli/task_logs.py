@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from balsamfut import outlog
 from balsamfut.cli import common, output, streams
 from balsamfut.errors import SiteError
 
@@ -21,14 +23,25 @@ if TYPE_CHECKING:
 def command(task: int, stderr: bool, site: str | None, as_json: bool) -> None:
     """Print what a task wrote to its stdout or stderr.
 
-    What a Python task printed is its part of its worker's log, which is known once it is over.  With --json:
-    {"log": {"task", "stream", "path", "text"}}.
+    What a Python task printed is its part of its worker's log, which is known once it is over.  Where the database
+    cannot be read, the small outputs of commands are still found.  With --json: {"log": {"task", "stream", "path",
+    "text"}}.
     """
     directory = common.find_site(site)
-    with common.open_reader(directory) as reader:
-        info = reader.task(task)
     which = "stderr" if stderr else "stdout"
-    place = streams.find(info, which)
+    info: TaskInfo | None = None
+    try:
+        with common.open_reader(directory) as reader:
+            info = reader.task(task)
+    except SiteError as exc:
+        place = logged(directory, task)
+        if place is None:
+            raise
+        output.say(f"{exc}; this is from the output logs of agents")
+    else:
+        place = streams.find(info, which)
+        if place is None and info.started is not None and info.ended is None:    # it is over, which is not known yet
+            place = logged(directory, task, info.pilot)
     try:
         data = b"" if place is None else place.read()
     except OSError as exc:
@@ -38,8 +51,14 @@ def command(task: int, stderr: bool, site: str | None, as_json: bool) -> None:
                                   "text": data.decode(errors="backslashreplace")})
     elif data:
         click.echo(data, nl=False)
-    else:
+    elif info is not None:
         output.say(why_nothing(info, which, place))
+
+
+def logged(site: Path, task: int, pilot: int = 0) -> streams.Place | None:
+    """Where the output of a task is in the output logs of one pilot's agents, or (0) of all."""
+    span = outlog.search(site / "log" / f"pilot-{pilot}" if pilot else site / "log", task)
+    return None if span is None else streams.Place(Path(span.path), span.start, span.end)
 
 
 def why_nothing(task: TaskInfo, which: str, place: streams.Place | None) -> str:

@@ -36,12 +36,15 @@ def flush() -> None:
             pass
 
 
-def settle() -> None:
-    """Make this process's prints reach the files at once: a task may be killed in the middle of a line."""
+def settle(whole_lines: bool = False) -> None:
+    """Make this process's prints reach the files at once: a task may be killed in the middle of a line.
+
+    whole_lines: only then, since others write to the same files; print() would write a line and its end apart.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace", write_through=True)
+            reconfigure(errors="backslashreplace", write_through=not whole_lines, line_buffering=whole_lines)
     import ctypes
 
     libc = ctypes.CDLL(None)

@@ -28,7 +28,7 @@ def rank() -> int:
 def main() -> None:
     call, result = sys.argv[1:3]
     letter = msgspec.msgpack.decode(Path(call).read_bytes(), type=Letter)
-    output.settle()
+    output.settle(whole_lines=True)
     number, caller, attempt = rank(), Caller(letter.setup), letter.order.attempt
     try:
         payload = _call(letter, caller, number)
