@@ -106,7 +106,10 @@ class Attempts:
         if known is None:
             message = self.enrolments.get(pilot.id)
             info = self.book.classes[cls]
-            known = 0 if message is None else self.fits(message, info.spec.resources)
+            block = self.book.blocks.get(pilot.id)
+            kind = "serial" if info.spec.resources.serial else "mpi"
+            wanted = block is None or block.mode in ("any", kind)
+            known = self.fits(message, info.spec.resources) if message is not None and wanted else 0
             pilot.capacity[cls] = known
         return known
 

@@ -302,8 +302,7 @@ class Store:
 
     def close(self) -> None:
         """Let go; the database keeps this epoch until somebody else opens it."""
-        connection = getattr(self, "_connection", None)
-        if connection is not None:
+        if (connection := getattr(self, "_connection", None)) is not None:
             connection.close()
             self._engine.dispose()
 

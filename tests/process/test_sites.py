@@ -1,0 +1,168 @@
+"""Sites that are kept, and the blocks that they ask for, with this machine as the batch system."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import ROOT, run
+from waiting import until
+
+from balsamfut import Executor, app, connection, query
+from balsamfut.errors import SiteError
+
+
+def balsamfut(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "balsamfut", *words], env=environ, capture_output=True, text=True,
+                          timeout=60, check=False)
+
+
+def told(*words: str) -> Any:
+    done = balsamfut(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return next(iter(json.loads(done.stdout).values()))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A site by the name of `kept`, started."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "place"
+    assert told("site", "init", str(place), "-n", "kept", "--platform", "workstation")["platform"] == "workstation"
+    assert told("site", "start", "kept")["new"]
+    yield place
+    for block in told("queue", "ls", "--site", "kept"):
+        balsamfut("queue", "rm", "--site", "kept", str(block["id"]))
+    if connection.read(place) is not None:
+        until(lambda: not told("queue", "ls", "--site", "kept"), "all blocks are over")
+    balsamfut("site", "stop", "kept")
+
+
+@app
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app
+def note(path: str, gate: str) -> int:
+    import time
+
+    with open(path, "a") as file:
+        file.write("x")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return 7
+
+
+def test_a_script_leaves_its_tasks_and_a_block_runs_them(site: Path, tmp_path: Path) -> None:
+    source = """
+        from balsamfut import Executor, app
+        @app
+        def double(x): return 2 * x
+        @app.shell("echo {{ i }}", tags={"n": "one"})
+        def say(i): ...
+        ex = Executor("left", site="kept", wait=False)
+        calls = [double(i) for i in range(10)] + [say(i) for i in range(3)]
+        print(sum(call.task_id > 0 for call in calls))
+        ex.detach()
+        """
+    assert run(source, tmp_path).out == "13\n"
+    assert {task["state"] for task in told("task", "ls", "--site", "kept")} == {"READY"}
+    number = told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")["id"]
+    until(lambda: {task["state"] for task in told("task", "ls", "--site", "kept")} == {"DONE"}, "all are done")
+    block, = told("queue", "ls", "--site", "kept")
+    assert (block["id"], block["state"], block["nodes"], block["walltime"]) == (number, "running", 1, 300.0)
+    assert balsamfut("queue", "rm", "--site", "kept", str(number)).returncode == 0
+    until(lambda: not told("queue", "ls", "--site", "kept"), "the block is over")
+    assert [each["state"] for each in told("queue", "ls", "--site", "kept", "--history")] == ["ended"]
+
+
+def test_a_pilot_works_on_while_the_site_is_stopped_and_hands_over_when_it_is_started_again(
+        site: Path, tmp_path: Path) -> None:
+    with Executor("over", site="kept") as ex:
+        call = note(str(tmp_path / "marks"), str(tmp_path / "gate"))
+        told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+        until((tmp_path / "marks").exists, "it runs")
+        ex.detach()
+    assert balsamfut("site", "stop", "kept").returncode == 0
+    (tmp_path / "gate").touch()
+    assert told("site", "start", "kept")["new"]
+    with Executor("over", site="kept"):
+        assert note(str(tmp_path / "marks"), str(tmp_path / "gate")).result(30) == 7
+    assert (tmp_path / "marks").read_text() == "x", "it was run again"
+    assert call.task_id == 1
+
+
+def test_a_site_whose_interchange_was_killed_takes_over_its_blocks(site: Path, tmp_path: Path) -> None:
+    told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+    with Executor("killed", site="kept") as ex:
+        assert add(1, 2).result(30) == 3
+        ex.detach()
+    found = connection.read(site)
+    assert found is not None
+    os.kill(found.pid, signal.SIGKILL)
+    until(lambda: not connection.runs(found.pid))
+    assert told("site", "start", "kept")["new"]
+    with Executor("killed", site="kept"):
+        assert add(3, 4).result(30) == 7
+    with query.open_site(site) as reader:
+        assert len(reader.pilots()) == 1, "the block's pilot came back"
+
+
+def test_a_blocks_pilot_ends_with_its_walltime_and_gives_back_what_it_could_not_end(site: Path, tmp_path: Path) -> None:
+    with Executor("short", site="kept") as ex:
+        call = note(str(tmp_path / "marks"), str(tmp_path / "gate"))
+        told("queue", "submit", "--site", "kept", "-n", "1", "-t", "0.15")
+        until((tmp_path / "marks").exists, "it runs")
+        until(lambda: not told("queue", "ls", "--site", "kept"), "the block is over", seconds=30.0)
+        (tmp_path / "gate").touch()
+        told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+        assert call.result(30) == 7
+        ex.detach()
+    with query.open_site(site) as reader:
+        first = reader.task(call.task_id).attempts[0]
+    assert (tmp_path / "marks").read_text() == "xx" and first.fault == "pilot", "not charged"
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["-n", "1", "-t", "-3"], "-t"),
+    (["-n", "0", "-t", "5"], "-n"),
+    (["-n", "1", "-t", "5", "-x", "filesystems"], "KEY=VALUE"),
+])
+def test_a_block_that_cannot_be_is_refused_with_a_sentence(site: Path, words: list[str], says: str) -> None:
+    done = balsamfut("queue", "submit", "--site", "kept", *words)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert told("queue", "ls", "--site", "kept", "--history") == []
+
+
+def test_a_site_is_made_once_and_a_script_starts_none_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    place = str(tmp_path / "place")
+    assert balsamfut("site", "init", place, "-n", "twice", "--platform", "aurora").returncode == 0
+    again = balsamfut("site", "init", place, "-n", "twice", "--platform", "aurora")
+    assert again.returncode == 2 and "a site already" in again.stderr
+    other = balsamfut("site", "init", str(tmp_path / "other"), "-n", "twice")
+    assert other.returncode == 2 and "already" in other.stderr and not (tmp_path / "other").exists()
+    wrong = balsamfut("site", "init", str(tmp_path / "third"), "--platform", "auroar")
+    assert wrong.returncode == 2 and "aurora" in wrong.stderr
+    with pytest.raises(SiteError, match="balsamfut site start twice"):
+        Executor(site="twice")
+    assert "pilot.platform" in balsamfut("settings", "--site", "twice").stdout
+    assert [each["name"] for each in told("site", "ls")] == ["twice"]
+
+
+def test_a_key_that_others_can_read_is_refused(site: Path) -> None:
+    (site / "keys" / "client.json").chmod(0o644)
+    with pytest.raises(SiteError, match=r"must be yours alone: chmod"):
+        Executor(site=site)
+    (site / "keys" / "client.json").chmod(0o600)
