@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from balsamfut.apps import app
     from balsamfut.errors import BalsamfutError
     from balsamfut.executor import Executor
+    from balsamfut.executor.site import Site
     from balsamfut.futures import TaskFuture
     from balsamfut.model import ShellResult, TaskState
 
 __version__ = "0.1.0"
-__all__ = ["BalsamfutError", "Executor", "ShellResult", "TaskFuture", "TaskState", "__version__", "app"]
+__all__ = ["BalsamfutError", "Executor", "ShellResult", "Site", "TaskFuture", "TaskState", "__version__", "app"]
 
 _HOME = {
     "app": "apps",
     "BalsamfutError": "errors",
     "Executor": "executor",
+    "Site": "executor.site",
     "TaskFuture": "futures",
     "ShellResult": "model",
     "TaskState": "model",

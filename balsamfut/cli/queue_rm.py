@@ -12,7 +12,7 @@ from balsamfut.cli import common
 @click.argument("blocks", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
 def command(site: str | None, blocks: tuple[int, ...]) -> None:
     """End blocks, or withdraw those that wait; what ran there runs elsewhere."""
-    from balsamfut.cli import asking
+    from balsamfut.executor import asking
     from balsamfut.messages import RemoveBlock
 
     directory = common.find_site(site)

@@ -24,8 +24,8 @@ def command(site: str | None, nodes: int, minutes: float, queue: str, project: s
 
     With --json: {"block": {"id"}}.
     """
-    from balsamfut.cli import asking
     from balsamfut.errors import UsageError
+    from balsamfut.executor import asking
     from balsamfut.messages import SubmitBlock
 
     wrong = [pair for pair in extra if "=" not in pair]

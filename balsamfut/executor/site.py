@@ -1,0 +1,66 @@
+"""A site in Python: its queue, where blocks of nodes are asked for.
+
+    site = Site("my-site")
+    block = site.queue.submit(num_nodes=2, wall_time_min=10, queue="debug-scaling", project="datascience")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balsamfut.errors import UsageError
+from balsamfut.executor import asking
+from balsamfut.executor.local import site_directory
+from balsamfut.messages import RemoveBlock, SubmitBlock
+
+if TYPE_CHECKING:
+    from balsamfut.infos import BlockInfo
+
+
+class Site:
+    """A site that is kept, by its name or directory ("": $BALSAMFUT_SITE).
+
+    Raises SiteError where the list of names cannot be read.
+    """
+
+    def __init__(self, site: str | os.PathLike[str] = "") -> None:
+        self.path: Path = site_directory(site or None)
+        self.queue = Queue(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Site {self.path}>"
+
+
+class Queue:
+    """The blocks of a site."""
+
+    def __init__(self, site: Path) -> None:
+        self._site = site
+
+    def submit(self, num_nodes: int, wall_time_min: float, *, queue: str = "", project: str = "", job_mode: str = "any",
+               **extra: str) -> int:
+        """Ask the batch system for nodes, for so many minutes; returns the block's number.
+
+        job_mode: which tasks it takes: any, mpi or serial.  extra: more for the job script, such as filesystems.
+        Raises UsageError with one sentence where the platform's queues would not take it, InterchangeLost where the
+        site is not running.
+        """
+        if isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1:
+            raise UsageError(f"num_nodes is a number of nodes, at least 1, not {num_nodes!r}")
+        if not isinstance(wall_time_min, int | float) or not wall_time_min > 0:
+            raise UsageError(f"wall_time_min is a number of minutes above 0, not {wall_time_min!r}")
+        params = {name: str(value) for name, value in extra.items()}
+        return asking.ask(self._site, SubmitBlock(1, num_nodes, 60.0 * wall_time_min, queue, project, job_mode, params))
+
+    def rm(self, block: int) -> None:
+        """End a block, or withdraw one that waits.  Raises as submit does."""
+        asking.ask(self._site, RemoveBlock(1, block))
+
+    def ls(self, *, history: bool = False) -> list[BlockInfo]:
+        """The blocks that were asked for, oldest first; history: those that are over, too."""
+        from balsamfut.query import open_site
+
+        with open_site(self._site) as reader:
+            return reader.blocks(history=history)
