@@ -30,6 +30,7 @@ from balsamfut.pilot.orders import (
     Take,
     ToLeader,
 )
+from balsamfut.pilot.slicenews import HaveMade, StartSlice
 from balsamfut.pilot.staff import Order
 from balsamfut.wire import Door, Keys
 
@@ -83,6 +84,10 @@ class Company:
         if isinstance(order, Hire):
             pool = order.pool
             self._workers[order.worker] = host
+        elif isinstance(order, StartSlice):
+            pool = order.pool
+        elif isinstance(order, HaveMade):
+            codes = [order.define.app]
         elif isinstance(order, Run):
             pool, codes = order.job.pool, [order.job.define.app]
         elif isinstance(order, Give):

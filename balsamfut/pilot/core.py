@@ -41,21 +41,23 @@ from balsamfut.pilot.events import (
     Halt,
     Heard,
     Key,
+    NodeGone,
     Send,
+    SignalCommand,
     Steal,
     Stolen,
     Tick,
     WorkerGone,
 )
 from balsamfut.pilot.hand import Blocked, Broken, Prepared, Ready, Result, Running, Stage, Unblocked
-from balsamfut.pilot.ledger import KILL, Ledger
 from balsamfut.pilot.queue import HORIZON, Attempt, Group, Where
+from balsamfut.pilot.sliced import KILL, Sliced
 
 LONG: Final = 0.005
 """Seconds: what runs longer is reported as Started; and what is in a hand behind it is taken back."""
 
 
-class Core(Ledger):
+class Core(Sliced):
     """See the module."""
 
     _finished = False
@@ -96,10 +98,13 @@ class Core(Ledger):
             self.planner.wake(digest)
         for item in message.items:
             self._accept(item)
-        queued = [group.priority for group in self._groups.values() if isinstance(group, Group) and group.queue]
+        groups = [group for group in self._groups.values() if isinstance(group, Group)]
+        highest = max((group.priority for group in groups if group.queue), default=0)
+        if all(group.priority >= highest for group in groups):
+            return
         for worker in self.planner.watched.values():
             # Nothing of lower priority is to run before what waits, only because it lies in a hand.
-            if len(worker.hand) > 1 and worker.hand[-1].group.priority < max(queued, default=0):
+            if len(worker.hand) > 1 and worker.hand[-1].group.priority < highest:
                 self._effects.append(Steal(worker.id))
 
     def _give_back(self, message: Return | GiveBack) -> None:
@@ -149,8 +154,10 @@ class Core(Ledger):
         attempt.slot, attempt.started, attempt.detail = None, event.started, event.detail
         self.limited.pop(attempt.key, None)
         fault = event.fault
+        if fault is Fault.NONE:
+            attempt.group.ran(self._now - event.started)
         # A shell whose children were told to stop may well end with 0: that is no success.
-        if attempt.cause in (Fault.KILLED, Fault.PILOT):
+        if attempt.cause in (Fault.KILLED, Fault.PILOT, Fault.NODE):
             self._over(attempt, attempt.cause)
         elif attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
             self._failed(attempt, attempt.cause, None, "")
@@ -304,6 +311,27 @@ class Core(Ledger):
             text = f"Python workers end before they can run anything: {event.lost}"
             self._break(worker.kind[0], self._pickle(errors.InitializerFailed(text)), text)
 
+    def _node_gone(self, event: NodeGone) -> None:
+        """A host is lost: nothing that it had will be heard of again, and any of it may have begun."""
+        self.planner.lose(event.host)
+        self._slices_lost(event)
+        for worker in [worker for worker in self._crew.workers.values() if worker.kind[2] == event.host]:
+            hand = list(worker.hand)
+            worker.hand.clear()
+            self._dismiss(worker)
+            for attempt in hand:
+                attempt.place = attempt.place or worker.place
+                self._over(attempt, attempt.cause or Fault.NODE, error="" if attempt.cause else event.reason)
+        for attempt in list(self.planner.commands.values()):
+            assert attempt.slot is not None
+            if event.host not in [share.node for share in attempt.slot.placement.nodes]:
+                continue
+            if attempt.slot.host == event.host:
+                self._commanded(Commanded(attempt.key, None, attempt.started, Fault.NODE, None, event.reason))
+            elif attempt.cause is Fault.NONE:
+                attempt.cause = Fault.NODE
+                self._effects.append(SignalCommand(attempt.key, KILL))
+
     def _dismiss(self, worker: Worker) -> None:
         """Forget a worker of which nothing is left."""
         self._crew.lose(worker)
@@ -372,6 +400,7 @@ class Core(Ledger):
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _kill,
-        Received: _received, BeatAck: _received, Stop: _stop, Expelled: _stop, Halt: _halt, End: Ledger._end,
-        Commanded: _commanded, Heard: _heard, Stolen: _stolen, WorkerGone: _worker_gone, Tick: _tick,
+        Received: _received, BeatAck: _received, Stop: _stop, Expelled: _stop, Halt: _halt, End: Sliced._end,
+        Commanded: _commanded, Heard: _heard, Stolen: _stolen, WorkerGone: _worker_gone, NodeGone: _node_gone,
+        Tick: _tick, **Sliced.SLICE_HANDLERS,
     }

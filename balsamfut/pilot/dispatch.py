@@ -44,6 +44,7 @@ class Dispatch:
         self._told: dict[int, set[int]] = {}     # worker -> classes that were defined to it
         self._hosts: dict[int, int] = {}         # where workers are, if not here
         self._commands: dict[Key, int] = {}      # the same of commands
+        self._slices: dict[int, int] = {}        # ... and of slices, which are few
 
     def binding(self, resources: Resources, placement: Placement) -> tuple[Environ, tuple[int, ...] | None, int]:
         """What a Python worker at this placement is started with, the cores of its tasks, and its host."""
@@ -83,11 +84,17 @@ class Dispatch:
                 return hosts[0], Run(job)
             case SignalCommand():
                 return self._commands.get(effect.key, 0), Signal(effect.key, effect.signal)
+            case StartSlice():
+                host = self.hosts(effect.placement)[0]
+                if host:
+                    self._slices[effect.slice] = host
+                return host, effect
             case GiveCall():
-                attempt = effect.attempt
-                return 0, HaveMade(effect.slice, effect.ranks, self.order(attempt, None), define(attempt.group))
-            case StartSlice() | SignalCall() | EndSlice():     # on the leader's own host
-                return 0, effect
+                order = self.order(effect.attempt, None)
+                return self._slices.get(effect.slice, 0), HaveMade(effect.slice, effect.ranks, order,
+                                                                   define(effect.attempt.group))
+            case SignalCall() | EndSlice():
+                return self._slices.get(effect.slice, 0), effect
         return None
 
     # ---- workers

@@ -12,6 +12,7 @@ from balsamfut.messages import Message
 from balsamfut.model import Extra, Payload, Pool, Resources
 from balsamfut.pilot.events import Commanded, Environ, Heard, Key, Stolen, Tick, WorkerGone
 from balsamfut.pilot.hand import Define
+from balsamfut.pilot.slicenews import SliceEvent, SliceOrder
 from balsamfut.placement import Placement
 
 
@@ -118,7 +119,8 @@ class Disband(Message, frozen=True, tag=12):
     """End everything and leave."""
 
 
-ToFollower = Enlisted | Equip | Hire | Give | Take | GrantPlace | Dismiss | Run | Signal | Clean | Pulse | Disband
+ToFollower = (Enlisted | Equip | Hire | Give | Take | GrantPlace | Dismiss | Run | Signal | SliceOrder | Clean | Pulse
+              | Disband)
 
 # ---- a follower -> the leader
 
@@ -137,7 +139,7 @@ class Enlist(Message, frozen=True, tag=1):
 class News(Message, frozen=True, tag=2):
     """What happened, in order."""
 
-    events: list[Heard | Stolen | WorkerGone | Commanded | Tick]
+    events: list[Heard | Stolen | WorkerGone | Commanded | Tick | SliceEvent]
 
 
 class Cleaned(Message, frozen=True, tag=3):

@@ -65,7 +65,7 @@ class Planner:
         self.makers: dict[int, Worker] = {}       # workers that made a command in this turn and have nothing to do now
         self.low: dict[int, tuple[Group, int]] = {}    # groups of which few commands are made, and where
         self.fresh: dict[Key, Attempt] = {}       # commands and calls that are not known to run for long yet
-        self.slices = Slices(self.queue, self._place_here, packer.capacity, self.fresh)
+        self.slices = Slices(self.queue, self._place_slice, packer.capacity, self.fresh)
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
         self.out: set[int] = set()           # nodes that are given nothing more
@@ -163,14 +163,9 @@ class Planner:
         self._tenants[slot] = self.reserve.outlook.enter(placement, self._now, self._until(expected))
         return slot
 
-    def _place_here(self, resources: Resources) -> Slot | None:
-        """A place for a slice, on the agent's own host."""
-        slot = self._place(resources, math.inf, self._into)
-        if slot is not None and slot.host != 0:
-            self._packer.free(slot.placement)
-            self.reserve.outlook.leave(self._tenants.pop(slot))
-            return None
-        return slot
+    def _place_slice(self, resources: Resources) -> Slot | None:
+        """A place for a slice, which nobody knows when it will end."""
+        return self._place(resources, math.inf, self._into)
 
     def _until(self, expected: float) -> float:
         return unknown(self._now) if expected == math.inf else self._now + expected

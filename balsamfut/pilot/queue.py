@@ -202,7 +202,8 @@ class Queue:
         """The first of those that do not fit, and could be kept waiting for ever or have waited so long."""
         best: Group | None = None
         for shelf in self.shelves.values():
-            wide = shelf.wide and (shelf.since or not shelf.resources.pooled)     # else it waits for ranks, not for nodes
+            # What is pooled and was not refused a place waits for ranks, not for nodes.
+            wide = shelf.wide and (shelf.since or not shelf.resources.pooled)
             if shelf.full and (wide or (shelf.since and now - shelf.since > patience)):
                 group = shelf.first()
                 if group is not None and (best is None or group.rank < best.rank):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 from balsamfut import errors
 from balsamfut.messages import Fault
-from balsamfut.pilot.events import End, Key
+from balsamfut.pilot.events import End, Key, NodeGone
 from balsamfut.pilot.ledger import KILL as KILL
 from balsamfut.pilot.ledger import Ledger
 from balsamfut.pilot.queue import Attempt, Where
@@ -73,14 +73,15 @@ class Sliced(Ledger):
     def _slice_gone(self, event: SliceGone) -> None:
         slices = self.planner.slices
         slice, blamed, rest = slices.gone(event)
+        details = dict(event.details)
         self.planner.release(slice.slot)
         for attempt in (*blamed, *rest):
             self.limited.pop(attempt.key, None)
             if attempt.cause is not Fault.NONE or attempt.failure is not None:
-                attempt.detail = event.details.get(attempt.key)
+                attempt.detail = details.get(attempt.key)
                 self._ended(attempt)
             elif attempt in blamed:
-                attempt.detail = event.details.get(attempt.key)
+                attempt.detail = details.get(attempt.key)
                 text = f"task {attempt.item.task}: {event.lost}"
                 self._failed(attempt, Fault.WORKER, self._pickle(errors.WorkerLost(text)), text)
             elif self.stopping:
@@ -92,6 +93,16 @@ class Sliced(Ledger):
             for attempt in self._queued_for(slice):
                 self._queue.remove(attempt)
                 self._over(attempt, Fault.LAUNCHER, self._pickle(errors.LaunchFailed(text)), text)
+
+    def _slices_lost(self, event: NodeGone) -> None:
+        """A host is lost, and with it its slices and what ran there, uncharged."""
+        slices = self.planner.slices
+        for slice in [each for each in slices.all.values() if each.slot.host == event.host]:
+            slices.end(slice, True)
+            _, _, rest = slices.gone(SliceGone(slice.id, None, event.reason))
+            self.planner.release(slice.slot)
+            for attempt in rest:
+                self._over(attempt, attempt.cause or Fault.NODE, error="" if attempt.cause else event.reason)
 
     def _ended(self, attempt: Attempt) -> None:
         """Nothing is left of an attempt that we were ending, or of which one rank raised."""

@@ -314,8 +314,8 @@ class SliceHand:
             self._hear(rank, events)
         first = self._first(slice, exit)
         lost = self._lost(slice, exit, first)
-        details = {key: detail for key, call in slice.calls.items()
-                   if (detail := slice.detail(call, self._desk.host)) is not None}
+        details = [(key, detail) for key, call in slice.calls.items()
+                   if (detail := slice.detail(call, self._desk.host)) is not None]
         events.append(SliceGone(number, first, lost, details))
         for rank in slice.ranks.values():
             self._forget(rank)

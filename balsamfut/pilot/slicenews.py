@@ -120,7 +120,7 @@ class SliceGone(msgspec.Struct, array_like=True, tag=11):
     slice: int
     first: int | None
     lost: str
-    details: dict[Key, Detail] = {}
+    details: list[tuple[Key, Detail]] = []
 
 
 SliceEffect = StartSlice | GiveCall | SignalCall | EndSlice

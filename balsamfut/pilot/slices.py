@@ -71,7 +71,7 @@ class Slice:
 class Slices:
     """All slices of a pilot.
 
-    place: a place for this request on the agent's own host, or None.  capacity: how many of a request fit when all is
+    place: a place for this request, or None.  capacity: how many of a request fit when all is
     empty.  fresh: where attempts are put that have just begun.
     """
 
@@ -130,9 +130,7 @@ class Slices:
             return self._give(slice, group, ranks, now)
         if held is group or not held.queue or group.rank < held.rank:
             self._held[kind] = group, (since if held is group else now)
-        if any(not each.ready and each.size >= ranks for each in self._of(kind)):
-            return None
-        order = self._launch(kind)
+        order = self._launch(kind, ranks)
         if order is None and not any(each.size >= ranks for each in self._of(kind)):
             shelf.since = shelf.since or now
         return order
@@ -173,13 +171,18 @@ class Slices:
 
     # ---- launches
 
-    def _launch(self, kind: Kind) -> StartSlice | None:
-        """A slice for what waits; no smaller than the largest call that waits, whose place it would take."""
+    def _launch(self, kind: Kind, ranks: int) -> StartSlice | None:
+        """A slice for what waits, if those that are being launched are not enough for it; no smaller than the largest
+        call that waits, whose place it would take."""
         waiting = [group for shelf in self._queue.shelves.values() if shelf.resources.pooled
                    for group in shelf.groups() if pooled(group) and self.kind(group) == kind]
         groups = {id(group): group for group in waiting}.values()
+        coming = sum(each.size for each in self._of(kind) if not each.ready and each.size >= ranks)
+        missing = sum(group.resources.ranks_per_node * len(group.queue) for group in groups) - coming
+        if coming and missing <= 0:
+            return None
         least = max(group.resources.ranks_per_node for group in groups)
-        want = max(self._largest[kind], sum(group.resources.ranks_per_node * len(group.queue) for group in groups))
+        want = max(self._largest[kind], missing)
         for size in sizes(min(want, self._at_most(kind)), least):
             resources = kind.ranks(size)
             slot = self._place(resources)

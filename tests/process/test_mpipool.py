@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from playing import Interchange, playing
+from test_many_nodes import NAMES, Block, block  # noqa: F401 (a fixture)
 
 from balsamfut import serialize
 from balsamfut.errors import WorkerLost
@@ -96,6 +97,14 @@ def remembers(value: str) -> None:
 
 def remembered(comm: Any = None) -> Any:
     return comm.allgather(os.environ["REMEMBERED"])
+
+
+def where(path: str, comm: Any = None) -> tuple[list[str], list[str], int]:
+    """Once the file is there: the ranks' hosts and tiles, and the process of the last."""
+    Path(f"{path}.{os.environ['BALSAMFUT_TASK_ID']}").write_text(f"{os.uname().nodename} {os.getpid()}")
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return comm.allgather(os.uname().nodename), comm.allgather(os.environ["ZE_AFFINITY_MASK"]), os.getpid()
 
 
 # ---- tests
@@ -237,3 +246,28 @@ def test_two_hundred_calls_survive_two_ranks_that_are_killed_at_random(play: Int
     for number in widths.keys() - charged:
         width = widths[number]
         assert play.value(number)[:3] == (number, width, number * width + width * (width - 1) // 2)
+
+
+def test_slices_run_on_all_hosts_of_a_pilot_and_die_there_alone(block: Block,  # noqa: F811
+                                                                     tmp_path: Path) -> None:
+    play, flag = block.play, tmp_path / "flag"
+    cls = play.app(where, resources=pooled(2, gpu_shares=6 * TILE))       # one such call fills a node
+    tasks = play.launch(*(play.item(cls, str(flag)) for _ in range(4)))
+    places = {}
+    for task in tasks:
+        said = Path(f"{flag}.{task}")
+        play.until(lambda said=said: said.exists() and " " in said.read_text(), 60)
+        places[task] = said.read_text().split()[0]
+    assert sorted(places.values()) == NAMES
+    dead, lost, *others = (next(task for task in tasks if places[task] == name) for name in ("n3", "n4", "n1", "n2"))
+    rank = next(pid for pid, line in block.hosts.processes("n3").items() if "poolrank" in line and "mpiexec" not in line
+                and "/sh" not in line.split()[0])
+    os.kill(rank, signal.SIGKILL)
+    assert "on n3" in str(play.error(dead)) and play.exits[dead].fault is Fault.WORKER
+    os.kill(block.agent("n4"), signal.SIGKILL)
+    block.lost.append("n4")
+    assert play.end(lost).fault is Fault.NODE
+    flag.touch()
+    for task in others:
+        names, masks, _ = play.value(task)
+        assert names == [places[task]] * 2 and len(set(masks)) == 2

@@ -15,7 +15,7 @@ from balsamfut import platforms, serialize
 from balsamfut.messages import Exited, Fault, Item, Kill, Launch, Stop
 from balsamfut.model import AppKind, AppSpec, Hook, Options, Pool, Resources, TaskClass, TaskSpec
 from balsamfut.pilot.core import Core
-from balsamfut.pilot.events import Again, Effect, Finish, Hand, Key, StartCommand, StartWorker, Tick
+from balsamfut.pilot.events import Again, Effect, Finish, Hand, Key, NodeGone, StartCommand, StartWorker, Tick
 from balsamfut.pilot.hand import Stage
 from balsamfut.pilot.mpicall import gathered, with_comm
 from balsamfut.pilot.slicenews import (
@@ -57,10 +57,11 @@ CLASSES = [
 class Side:
     """The side of the agent: slices that do what they are told."""
 
-    def __init__(self, cores: int = 4) -> None:
+    def __init__(self, cores: int = 4, nodes: int = 1) -> None:
         self.now = 1000.0
-        self.core = Core(Packer(platforms.workstation(cores).node, ("here",)), lambda *_: ((), None, 0),
-                         lambda exc: f"{type(exc).__name__}: {exc}".encode(), cores=cores, node_cores=cores)
+        self.core = Core(Packer(platforms.workstation(cores).node, [f"n{node}" for node in range(nodes)]),
+                         lambda _, placement: ((), None, placement.nodes[0].node),
+                         lambda exc: f"{type(exc).__name__}: {exc}".encode(), cores=cores * nodes, node_cores=cores)
         self.slices: dict[int, int] = {}          # those that run -> ranks
         self.ready: set[int] = set()
         self.leaving: set[int] = set()
@@ -173,6 +174,31 @@ def test_many_calls_cost_one_launch_of_a_size_for_all_of_them(side: Side) -> Non
         side.turn(0.01)
     assert [side.fault(key) for key in keys] == [Fault.NONE] * 100
     assert len(side.launches) == 1
+
+
+def test_slices_on_several_nodes_are_launched_at_once_if_there_is_work_for_all() -> None:
+    side = Side(nodes=3)
+    side.launch(*[3] * 2)
+    side.turn()
+    assert side.slices == {1: 4, 2: 4}
+    side.launch(*[0] * 2)
+    side.turn()
+    assert side.slices == {1: 4, 2: 4, 3: 4}
+
+
+def test_the_calls_of_a_lost_node_are_over_uncharged_and_others_go_on() -> None:
+    side = Side(nodes=2)
+    first, second = side.launch(3, 3)
+    side.turn()
+    side.comes(1)
+    side.comes(2)
+    place = {key: number for key, (number, _) in side.calls.items()}
+    del side.slices[place[second]], side.calls[second]
+    side.handle(NodeGone(side.launches[place[second] - 1].placement.nodes[0].node, "it burns"))
+    side.turn()
+    assert (side.fault(second), side.exits[second].error) == (Fault.NODE, "it burns")
+    side.ends(first)
+    assert side.fault(first) is Fault.NONE
 
 
 def test_a_lonely_call_takes_no_more_ranks_than_it_asked_for_and_the_next_slice_has_learnt(side: Side) -> None:
