@@ -1,8 +1,9 @@
 """Programs that record where a rank runs and what it was given, and the checks of what they wrote.
 
-A rank writes one file, LABEL.ATTEMPT.RANK, with a `name value` a line: first what it finds, then, when it has taken its
-time, `end`.  `SH` does so without starting another program, so that hundreds of ranks are cheap; `MPI` meets the
-other ranks first; `record` is for Python functions.  Times are those of one clock, which pretend hosts share.
+A rank writes one file, LABEL.ATTEMPT.RANK, with a `name value` a line: first what it finds, then, when so many seconds
+have passed or a file is there, `end`.  `SH` does so without starting another program, so that hundreds of ranks are
+cheap; `MPI` has its ranks tell each other where they are; `record` and `record_mpi` are for Python functions.  Times
+are those of one clock, which pretend hosts share.
 The checks are pure: they compare records with what was asked and with what the pilot says that it planned, and give
 one sentence for each thing that is wrong.
 """
@@ -21,7 +22,7 @@ from balsamfut.model import TILE, Resources
 from balsamfut.platforms import Platform, cpu_list, cpu_text
 
 MASK, MODE = "ZE_AFFINITY_MASK", "ZE_FLAT_DEVICE_HIERARCHY"
-# DIRECTORY LABEL SECONDS
+# DIRECTORY LABEL SECONDS|FILE
 SH = """\
 #!/bin/sh
 rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-0}}}
@@ -31,24 +32,23 @@ read -r host </proc/sys/kernel/hostname
 while read -r key value; do case $key in Cpus_allowed_list:) allowed=$value ;; esac; done </proc/self/status
 printf '%s\\n' "rank $rank" "host $host" "start $start" "pid $$" "allowed $allowed" "cores $BALSAMFUT_CORES" \\
     "mask ${ZE_AFFINITY_MASK--}" "mode ${ZE_FLAT_DEVICE_HIERARCHY--}" >"$file"
-sleep "$3"
+case $3 in
+/*) while [ ! -e "$3" ]; do sleep 0.05; done ;;
+*) sleep "$3" ;;
+esac
 read -r end _ </proc/uptime
 echo "end $end" >>"$file"
 """
-# The same, by a rank of a real MPI program: all tell each other where they are before they record.
+# The same, by a rank of a real MPI program.
 MPI = """\
-import os, sys, time
-from mpi4py import MPI
+import sys
 import recording
-world = MPI.COMM_WORLD
-told = world.allgather((world.rank, os.uname().nodename))
-assert [rank for rank, _ in told] == list(range(world.size)), told
-recording.record(sys.argv[1], sys.argv[2], float(sys.argv[3]), world.rank, int(os.environ["BALSAMFUT_ATTEMPT"]))
-world.Barrier()
+told = recording.record_mpi(*sys.argv[1:])
+assert [rank for rank, _ in told] == list(range(len(told))), told
 """
 
 
-def record(directory: str, label: str, seconds: float, rank: int = 0, attempt: int = 1) -> tuple[int, str]:
+def record(directory: str, label: str, end: float | str, rank: int = 0, attempt: int = 1) -> tuple[int, str]:
     """Record where this Python process runs; its rank and host."""
     host = os.uname().nodename
     file = Path(directory, f"{label}.{attempt}.{rank}")
@@ -57,10 +57,22 @@ def record(directory: str, label: str, seconds: float, rank: int = 0, attempt: i
         f"rank {rank}", f"host {host}", f"start {clock()}", f"pid {os.getpid()}", f"allowed {allowed}",
         f"cores {os.environ.get('BALSAMFUT_CORES', '')}", f"mask {os.environ.get(MASK, '-')}",
         f"mode {os.environ.get(MODE, '-')}")))
-    time.sleep(seconds)
+    if str(end).startswith("/"):
+        while not os.path.exists(str(end)):
+            time.sleep(0.05)
+    else:
+        time.sleep(float(end))
     with file.open("a") as stream:
         stream.write(f"end {clock()}\n")
     return rank, host
+
+
+def record_mpi(directory: str, label: str, end: float | str) -> list[tuple[int, str]]:
+    """The same by all ranks of a Python function; each one's rank and host."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    return world.allgather(record(directory, label, end, world.rank, int(os.environ["BALSAMFUT_ATTEMPT"])))
 
 
 def clock() -> str:
