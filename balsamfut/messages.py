@@ -320,6 +320,7 @@ class NodeNews(Message, frozen=True, tag=9):
     reason: str                  # one sentence
     time: float                  # Unix time
     again: bool = False          # an earlier interchange was told
+    tasks: list[Stored] = []     # they failed there, and were charged, though it was the node's fault
 
 
 FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews

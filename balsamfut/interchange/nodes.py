@@ -48,7 +48,16 @@ class Nodes:
         pilot.capacity = {}
         if not message.again:
             book.event(message.time, _KINDS[message.state], f"{name}: {message.reason}", pilot=pilot.id)
+            self.excuse(message.tasks)
             self.tell(pilot, message)
+
+    def excuse(self, tasks: list[int]) -> None:
+        """These were charged for what was a node's fault: those that are not over are not, any more."""
+        for number in tasks:
+            task = self.book.tasks.get(number)
+            if task is not None and task.failures:
+                task.failures -= 1
+                self.book.touch(task)
 
     def tell(self, pilot: Pilot, message: NodeNews) -> None:
         """People hear of the first few; `balsamfut node ls` knows all."""

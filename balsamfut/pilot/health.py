@@ -57,6 +57,7 @@ class Quarantine(msgspec.Struct, frozen=True):
 
     node: int
     why: str             # one sentence
+    tasks: tuple[int, ...] = ()   # whose failures there were not their own
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -274,7 +275,8 @@ class Health:
         counts = [kind.elsewhere(node) for kind in self._streaks[node]]
         others, fails = sum(each[0] for each in counts), sum(each[1] for each in counts)
         why = f"{tasks} different tasks in a row failed here, and of {others} like them elsewhere {fails or 'none'} did"
-        return [Quarantine(node, f"{why} (the last: {what})" if what else why)]
+        blameless = tuple(sorted({task for kind in self._streaks[node] for task in kind.streaks[node]}))
+        return [Quarantine(node, f"{why} (the last: {what})" if what else why, blameless)]
 
     def _reconsider(self, node: int, why: str) -> list[Verdict]:
         """A node that was put out by statistics, and about which these may say something else now."""

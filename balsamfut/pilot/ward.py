@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Final
 
-from balsamfut.messages import Enrolled, Fault, Item, NodeNews, NodeState
+import msgspec
+
+from balsamfut.messages import Enrolled, Exited, Fault, Item, NodeNews, NodeState
 from balsamfut.pilot import planner
 from balsamfut.pilot.core import Core
 from balsamfut.pilot.crew import Worker
@@ -21,6 +23,7 @@ from balsamfut.pilot.health import Health, Quarantine, Verdict
 from balsamfut.pilot.launching import named
 from balsamfut.pilot.queue import Attempt, Group
 from balsamfut.pilot.slicenews import CallDone, SliceGone
+from balsamfut.platforms import cpu_list
 
 _LOOK: Final = 256
 """So many of the attempts that run are looked at, the oldest first, when one has failed."""
@@ -63,6 +66,18 @@ class Ward(Core):
             self._enrolled = True
             self._news = {node: NodeNews(news.name, news.state, news.reason, news.time, True)
                           for node, news in self._news.items()}
+        return effects
+
+    def plan(self, now: float) -> list[Effect]:
+        """As the core does; and what failed on a node that is out was not the task's fault."""
+        effects = super().plan(now)
+        if self._news:
+            waiting = self.outbox.waiting
+            for index, report in enumerate(waiting):
+                if (type(report) is Exited and report.fault in (Fault.TASK, Fault.WORKER) and report.again is None
+                        and any(node in self._news for node in _nodes_of(report.place))):
+                    error = f"{report.error} (on a node that is not well)"
+                    waiting[index] = msgspec.structs.replace(report, fault=Fault.NODE, error=error)
         return effects
 
     def unfit(self, node: int, why: str) -> list[Effect]:
@@ -175,15 +190,17 @@ class Ward(Core):
 
     def _obey(self, verdict: Verdict) -> list[Effect]:
         if isinstance(verdict, Quarantine):
-            return self._put_out(verdict.node, NodeState.QUARANTINED, verdict.why)
+            told = {report.task for report in self.outbox.waiting if type(report) is Exited}    # that is, not yet
+            return self._put_out(verdict.node, NodeState.QUARANTINED, verdict.why,
+                                 [task for task in verdict.tasks if task > 0 and task not in told])
         self._news.pop(verdict.node, None)
         self.planner.regain(verdict.node)
         return [Send(NodeNews(self._names[verdict.node], NodeState.UP, verdict.why, self._now))]
 
-    def _put_out(self, node: int, state: NodeState, reason: str) -> list[Effect]:
-        """Nothing more goes to this node."""
+    def _put_out(self, node: int, state: NodeState, reason: str, charged: Sequence[int] = ()) -> list[Effect]:
+        """Nothing more goes to this node.  charged: tasks whose failures there were reported as their own."""
         self.planner.lose(node)
-        news = self._news[node] = NodeNews(self._names[node], state, reason, self._now)
+        news = self._news[node] = NodeNews(self._names[node], state, reason, self._now, tasks=list(charged))
         effects: list[Effect] = []
         if self._enrolled:
             effects.append(Send(news))
@@ -202,6 +219,17 @@ class Ward(Core):
     _LOOKS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Heard: _heard_of, WorkerGone: _lost_with, Commanded: _commanded_there, CallDone: _called,
         SliceGone: _slice_lost, NodeGone: _nothing, Enrolled: _nothing}
+
+
+def _nodes_of(place: str) -> list[int]:
+    """The nodes of a place, as far as it tells."""
+    found: list[int] = []
+    for part in place.split():
+        try:
+            found += cpu_list(part.partition(":")[0])
+        except ValueError:       # it was too long for people, and cut off
+            continue
+    return found
 
 
 def _home(worker: Worker) -> list[int]:

@@ -43,7 +43,7 @@ def test_a_node_that_kills_workers_which_others_do_not_is_put_out_after_three_ta
     assert fails(made, 2, range(1, 3)) == []
     [verdict] = fails(made, 2, range(3, 4))
     assert verdict == Quarantine(2, "3 different tasks in a row failed here, and of 150 like them elsewhere none did "
-                                    "(the last: exit code 1)")
+                                    "(the last: exit code 1)", (1, 2, 3))
     assert made.out == {2}
 
 

@@ -109,6 +109,20 @@ def test_a_pilot_holds_less_without_a_node_and_more_with_it_again(cluster: Clust
         assert cluster.core.attempts.capacity(number, cls) == left
 
 
+def test_failures_that_were_a_nodes_fault_are_charged_no_more(cluster: Cluster) -> None:
+    pilot = cluster.new_pilot()
+    cluster.submit(retries=2)
+    cluster.turn()
+    cluster.falls(pilot, 1, "2:1", Fault.TASK)
+    cluster.falls(pilot, 1, "2:1", Fault.TASK)
+    cluster.report(pilot, NodeNews("n2", NodeState.QUARANTINED, "bad", 500.0, tasks=[1, 1, 1, 77]))
+    cluster.turn()
+    assert cluster.db.rows[1]["failures"] == 0
+    cluster.falls(pilot, 1, "1:1", Fault.TASK)
+    cluster.falls(pilot, 1, "1:1", Fault.TASK)
+    assert not cluster.settled
+
+
 def test_tasks_are_not_sent_to_a_pilot_that_has_no_node_left_for_them_and_are_when_it_has(cluster: Cluster) -> None:
     pilot = cluster.new_pilot()
     for name in NAMES:

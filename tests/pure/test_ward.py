@@ -151,6 +151,24 @@ def test_other_ways_to_fail_take_longer_or_not(fault: Fault, most: int) -> None:
     assert world.news() == [("n1", NodeState.QUARANTINED, False)]
 
 
+def test_what_failed_on_a_node_that_is_out_is_not_charged_to_its_task() -> None:
+    world = World()
+    world.warm_up(rounds=40)
+    world.launch(HALF, 8)
+    bad, late = [task for task in world.commands if world.node(task) == 2]
+    [innocent, _] = [task for task in world.commands if world.node(task) == 1]
+    for task in (5001, 5002):      # whose failures were reported before
+        world.ward._health.failed(APPS[0].digest, task, [2], hard=True)
+    world.ends(bad, Fault.LAUNCHER, "it broke")
+    assert world.news() == [("n2", NodeState.QUARANTINED, False)]
+    assert world.sent[-1].tasks == [5001, 5002], "the third was not reported yet"
+    world.ends(late, Fault.TASK, "exit code 1")
+    world.ends(innocent, Fault.TASK, "exit code 1")
+    assert world.exits[late].fault is Fault.NODE
+    assert world.exits[late].error == "exit code 1 (on a node that is not well)"
+    assert world.exits[innocent].fault is Fault.TASK
+
+
 def test_one_node_is_kept_whatever_fails_there() -> None:
     world = World(nodes=1)
     world.warm_up()
