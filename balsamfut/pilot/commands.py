@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import pickle
 import shlex
 import signal
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,7 @@ from balsamfut.errors import BadStdStream, InvalidOption, LaunchFailed
 from balsamfut.messages import Detail, Fault
 from balsamfut.model import AppKind, Extra, Pool, Resources, ShellResult
 from balsamfut.outlog import OutputLog, Span
-from balsamfut.pilot import launch, ranks
+from balsamfut.pilot import dialects, launch, ranks
 from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.events import Commanded, Event, Key
 from balsamfut.pilot.launching import VniLatch
@@ -29,13 +31,17 @@ from balsamfut.pilot.orders import Job
 from balsamfut.pilot.output import no_workdir
 from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.stage import missing_files, missing_outputs
-from balsamfut.pilot.verdict import Cause, Verdict
+from balsamfut.pilot.verdict import Cause, Verdict, failed
 from balsamfut.pilot.workdirs import Workdirs, sweep
 from balsamfut.platforms import Launcher, probe
 from balsamfut.raised import error_payload
 
 log = logging.getLogger("balsamfut.pilot")
 
+LOOK: Final = 1.0
+"""Seconds between looks at what launchers say."""
+HANGS: Final = 10.0
+"""Seconds after which a launcher that has told that its launch failed, and is still there, is ended."""
 _NO_EXTRA: Final = Extra()
 _ASKED: Final = {errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
                  errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -46,7 +52,7 @@ class Command:
     """One command that runs."""
 
     __slots__ = ("job", "workdir", "stdout", "stderr", "started", "text", "flavour", "call", "mark", "resources",
-                 "launches", "signalled")
+                 "launches", "signalled", "heard", "failed")
 
     def __init__(self, job: Job, mark: str, workdir: str, stdout: str, stderr: str, started: float) -> None:
         self.job = job
@@ -58,6 +64,8 @@ class Command:
         self.resources = job.resources            # as they are launched
         self.launches = 0
         self.signalled = False                    # somebody wants it to end
+        self.heard = 0                            # bytes of output when we last looked
+        self.failed = 0.0                         # when its launcher was seen to say that the launch has failed
         self.text = ""                            # for people
         self.flavour = ""                         # of the MPI launcher
         self.call: ranks.Call | None = None       # of a Python function that all ranks run
@@ -75,6 +83,7 @@ class Commands:
         self._launcher: Launcher | None = None
         self._vni = VniLatch()
         self._lingering: dict[Key, tuple[Exit, float]] = {}    # ended, but something of them is left
+        self._looked = 0.0
 
     def limited(self) -> list[Key]:
         """Those whose memory is limited."""
@@ -204,12 +213,34 @@ class Commands:
         return []
 
     def linger(self) -> list[Event]:
-        """Look again for what ended commands left behind."""
+        """Look again for what ended commands left behind; and for launchers that do not end though they should."""
         events: list[Event] = []
+        if time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            for command in [each for each in self._running.values() if each.flavour]:
+                self._look(command)
         for key, (exit, when) in list(self._lingering.items()):
             del self._lingering[key]
             events += self.ended(exit, when)
         return events
+
+    def _look(self, command: Command) -> None:
+        """Launchers are known to hang when a rank dies while others connect: what they have given up is ended."""
+        if command.failed:
+            if self._looked - command.failed >= HANGS:
+                log.warning("the launcher of task %d on %s has told that it failed, and hangs", command.job.task,
+                            self._desk.host)
+                command.failed = math.inf
+                self._processes.kill(command.job.key)
+            return
+        try:
+            size = os.stat(command.stderr).st_size
+        except OSError:
+            return
+        if size != command.heard and dialects.aborts(dict(command.resources.launch_params)):
+            start, command.heard = max(0, command.heard - 200), size     # of lines that were half there, too
+            if failed(command.flavour, tail(command.stderr, 65536, start)):
+                command.failed = self._looked
 
     # ---- how it ended
 

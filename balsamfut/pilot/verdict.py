@@ -109,6 +109,12 @@ _CODES: Final[dict[str, dict[int, tuple[Cause, str]]]] = {
                 183: (Cause.LAUNCHER, "mpiexec found no program (183)")},
     "srun": {253: (Cause.MEMORY, "the step ran out of memory (253)")},
 }
+_FAILED: Final = {   # the launch has failed for good, says the launcher itself: what is left is to end
+    "pals": re.compile(r"^(\S+: (shepherd died from signal|rank \d+ (exited with code|died from signal))"
+                       r"|ping failed on |ping RPC timeout from )", re.MULTILINE),
+    "openmpi": re.compile(r"^prterun (detected that one or more processes exited|noticed that process rank"
+                          r"|has exited due to process rank)", re.MULTILINE),
+}
 _DAEMON: Final = re.compile(r"Remote daemon:.* on node (\S+)")   # of Open MPI: some lines after the loss is told
 _SIGNALLED: Final = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: (.*)")   # of Hydra
 _LONGEST: Final = 300   # characters of a line that are worth telling
@@ -135,13 +141,19 @@ def judge(flavour: str, returncode: int, said: str) -> Verdict:
     return _plainly(returncode)
 
 
+def failed(flavour: str, said: str) -> bool:
+    """The launcher, which is still there, says that the launch has failed.  Not all flavours are known to stay then."""
+    pattern = _FAILED.get(flavour)
+    return pattern is not None and pattern.search(said) is not None
+
+
 def _told(flavour: str, returncode: int, cause: Cause, found: re.Match[str], said: str) -> Verdict:
     """The verdict of a line that a rule knows, with what other lines say about it."""
     line, host = found[0], (found.groupdict().get("host") or "").rstrip(":")
     if flavour == "hydra" and cause in (Cause.TASK, Cause.SIGNAL):   # the code does not tell a signal from an exit
         signalled = _SIGNALLED.search(said)
         return Verdict(Cause.SIGNAL, signalled[1][:_LONGEST]) if signalled else _plainly(returncode)
-    if flavour == "openmpi" and cause in (Cause.TASK, Cause.SIGNAL):   # the code says more
+    if flavour == "openmpi" and cause in (Cause.TASK, Cause.SIGNAL) and returncode > 0:   # the code says more
         return _plainly(returncode)
     if flavour == "openmpi" and cause is Cause.NODE:
         daemon = _DAEMON.search(said)

@@ -26,6 +26,7 @@ from balsamfut import platforms, serialize
 from balsamfut.errors import ShellError
 from balsamfut.messages import Fault
 from balsamfut.model import AppKind, Extra, Hook, Options, Pool, Resources
+from balsamfut.pilot import commands
 from balsamfut.pilot.commands import Commands
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.events import Commanded
@@ -86,8 +87,8 @@ class Rig:
         poll.register(self.processes.fds()[0], select.POLLIN)
         deadline = time.monotonic() + 30.0
         while time.monotonic() < deadline:
-            events = self.commands.linger() if self.commands.busy else []
-            if not events and poll.poll(10 if self.commands.busy else 30_000):
+            events = self.commands.linger()
+            if not events and poll.poll(10 if self.commands.busy else 50):
                 for exit in self.processes.reap():
                     events += self.commands.ended(exit, time.time())
             for event in events:
@@ -192,6 +193,23 @@ def test_what_a_launcher_says_first_is_found_before_a_line_for_each_of_many_rank
                    f"echo 'x2.hsn.cm: shepherd died from signal 9' >&2; for k in 1 2 3 4 5; do {cascade}; done; exit 1",
                    many)
     assert (done.fault, done.blamed) == (Fault.NODE, "x2.hsn.cm")
+
+
+def test_a_launcher_that_tells_of_its_failure_and_does_not_end_is_ended(rig: Rig,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "LOOK", 0.05)
+    monkeypatch.setattr(commands, "HANGS", 0.5)
+    rig.fail("hang 1")
+    done = rig.run(FOREVER, TWO)
+    assert (done.fault, done.blamed) == (Fault.LAUNCHER, "x2.hsn.cm")
+
+
+def test_a_rank_that_says_what_launchers_say_of_other_ranks_is_not_ended(rig: Rig,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "LOOK", 0.02)
+    monkeypatch.setattr(commands, "HANGS", 0.1)
+    done = rig.run("echo a rank has exited with code 1; echo the ping failed on x1; sleep 1")
+    assert done.fault is Fault.NONE
 
 
 @pytest.mark.parametrize("resources", [ONE, TWO])
