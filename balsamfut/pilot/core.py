@@ -284,15 +284,6 @@ class Core(Sliced):
         self._break(worker.kind[0], message.payload, message.error)
         self._effects.append(EndWorker(worker.id, KILL))
 
-    def _break(self, pool: bytes, payload: bytes, error: str) -> None:
-        """Everything that needs a worker of this pool fails, and nothing of it is tried again."""
-        self._crew.broken[pool] = (payload, error)
-        for attempt in list(self.attempts.values()):
-            if (attempt.where is Where.QUEUED and attempt.group.task_class.pool == pool
-                    and attempt.stage is not None):
-                self._queue.remove(attempt)
-                self._over(attempt, Fault.POOL, payload, error)
-
     def _worker_gone(self, event: WorkerGone) -> None:
         worker = self._crew.workers[event.worker]
         self._dismiss(worker)

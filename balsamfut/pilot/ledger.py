@@ -183,6 +183,15 @@ class Ledger:
         attempt.seq = self._queue.next_seq()     # hooks run in the order in which their commands ended
         self._queue.append(attempt)
 
+    def _break(self, pool: bytes, payload: bytes, error: str) -> None:
+        """Everything that needs a worker of this pool fails, and nothing of it is tried again."""
+        self._crew.broken[pool] = (payload, error)
+        for attempt in list(self.attempts.values()):
+            if (attempt.where is Where.QUEUED and attempt.group.task_class.pool == pool
+                    and attempt.stage is not None):
+                self._queue.remove(attempt)
+                self._over(attempt, Fault.POOL, payload, error)
+
     # ---- what time brings
 
     def _announce(self, attempt: Attempt, started: float) -> None:

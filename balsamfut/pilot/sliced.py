@@ -36,13 +36,11 @@ class Sliced(Ledger):
         slice = self.planner.slices.all[event.slice]
         self._effects.append(self.planner.slices.end(slice, True))
         if event.fault is Fault.POOL:
-            self._crew.broken[slice.kind.pool] = event.payload, event.error
+            self._break(slice.kind.pool, event.payload, event.error)
+            return
         for attempt in self._queued_for(slice):
             self._queue.remove(attempt)
-            if event.fault is Fault.POOL:
-                self._over(attempt, Fault.POOL, event.payload, event.error)
-            else:
-                self._failed(attempt, Fault.TASK, event.payload, event.error)
+            self._failed(attempt, Fault.TASK, event.payload, event.error)
 
     def _queued_for(self, slice: Slice) -> list[Attempt]:
         return [attempt for attempt in self.attempts.values()
