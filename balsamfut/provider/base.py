@@ -32,11 +32,15 @@ class BlockSpec(msgspec.Struct, frozen=True):
     project: str = ""                            # account that pays
     filesystems: str = ""                        # that it needs, in PBS's words: "home:flare"
     directives: tuple[str, ...] = ()             # further lines for the batch system, without its prefix
-    params: tuple[tuple[str, str], ...] = ()     # of the user, for the job script
+    params: tuple[tuple[str, str], ...] = ()     # of the user: shell variables that the preamble may use
 
 
 class BlockState(enum.IntEnum):
-    """Where a block is.  What may follow is always something further down."""
+    """Where a block is.
+
+    What may follow is something further down, but for one thing: a batch system may put a block that it could not
+    start, or whose node it lost, back from RUNNING to QUEUED.
+    """
 
     SUBMITTING = 1  # the command that submits it runs, or is tried again
     QUEUED = 2      # it has an id; it waits, is held, or can never run: `text` says it in the batch system's words
@@ -53,6 +57,7 @@ class BlockStatus(msgspec.Struct, frozen=True):
     id: str = ""                    # the batch system's own; "": not known (yet)
     exit_code: int | None = None    # ENDED: of what it ran, negative: -signal; None: it never ran, or nobody can tell
     text: str = ""                  # for people: in the batch system's words where it has said something
+    again: bool = False             # over for a reason that is neither what it ran nor what it asked for: it may pass
 
     @property
     def over(self) -> bool:
@@ -65,11 +70,15 @@ class Provider(Protocol):
     def submit(self, spec: BlockSpec, now: float) -> str:
         """Begin to submit a block; returns the token by which it is known from now on.
 
-        What becomes of it is told by poll, a refusal too.  Raises ValueError for a token that is in use.
+        What becomes of it is told by poll, a refusal too.  Raises ValueError for a token that is in use or that the
+        batch system would not take for a job's name.
         """
 
     def adopt(self, token: str, id: str, now: float) -> None:
-        """Watch over a block that an earlier interchange submitted.  id "": it may or may not have been submitted."""
+        """Watch over a block that an earlier interchange submitted.  id "": it may or may not have been submitted.
+
+        Raises ValueError for a token that is in use.
+        """
 
     def poll(self, now: float) -> list[BlockStatus]:
         """What has changed since the last call.  A block that is over is told once and then forgotten."""
@@ -82,6 +91,12 @@ class Provider(Protocol):
 
     def due(self) -> float | None:
         """When poll must be called at the latest, though no descriptor is readable; None: never."""
+
+    def trouble(self) -> str:
+        """Why nothing can be said or asked at the moment, in the batch system's words; "": all is well.
+
+        The blocks' states stay as they were last told.  Nothing should be submitted meanwhile.
+        """
 
     def close(self) -> None:
         """Let go of everything; blocks go on."""

@@ -112,6 +112,9 @@ class LocalProvider(Provider):
     def due(self) -> float | None:
         return min((block.stop_at for block in self._blocks.values() if block.stop_at is not None), default=None)
 
+    def trouble(self) -> str:
+        return ""
+
     def close(self) -> None:
         for block in list(self._blocks.values()):
             if block.child is not None:
