@@ -208,6 +208,7 @@ class Reserve:
         self._next = 0.0                 # not looked at again before
         self._patience = PATIENCE
         self._until = 0.0                # when patience ends
+        self._disturbed = False
         self._lapsed = -1.0              # when it was nobody's, though nobody was served
 
     def keep(self, holder: int, resources: Resources, now: float, latest: float = math.inf) -> bool:
@@ -228,7 +229,8 @@ class Reserve:
         self._next = now + max(SPACING, SPACING_NODE * resources.num_nodes)
         if not patient:
             self._patience *= 2
-        if choice.when < UNKNOWN and (not patient or self.limit == -math.inf or choice.when < self.limit):
+        anew, self._disturbed = self._disturbed or not patient or self.limit == -math.inf, False
+        if choice.when < UNKNOWN and (anew or choice.when < self.limit):
             self.limit = max(choice.when, now)
         if not patient or now <= self.limit:
             self._until = max(now, self.limit) + self._patience
@@ -236,8 +238,8 @@ class Reserve:
         return True
 
     def again(self) -> None:
-        """What is held was used by somebody who may: look at once when asked."""
-        self._next = 0.0
+        """What is held was used by somebody who may, or is lost: look at once when asked, and allow more time."""
+        self._next, self._disturbed = 0.0, True
 
     def drop(self) -> bool:
         """The holder was served, or waits no more; True: something was held."""
