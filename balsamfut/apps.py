@@ -203,7 +203,10 @@ class _Decorator:
     def __call__(self, func: Any = None, /, **options: object) -> Any:
         """`@app` or `@app(option=value, ...)`: calls of this Python function are tasks.
 
-        With several ranks (num_nodes, ranks_per_node) every rank runs the function, and rank 0's value is the result.
+        With several ranks (num_nodes, ranks_per_node) every rank runs the function, and rank 0's value is the result;
+        with gather=True it is the list of all ranks' values.  mpi="pool" runs it on ranks that live on for the next
+        call, so that many small calls cost few launches.  In both ways `MPI.COMM_WORLD` has the ranks of the call, and
+        a parameter named `comm` that the call leaves open, or gives as None, gets that communicator.
         Raises InvalidOption.
         """
         if isinstance(func, str):

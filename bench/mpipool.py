@@ -3,8 +3,8 @@
     python bench/mpipool.py                            # 500 calls in pool mode, 20 with launches of their own
     python bench/mpipool.py --calls 5000 --kills 10    # a rank is killed at random every 500 calls
 
-Every result is looked at; with kills, the calls of the rank that died are tried again (retries=20) and all others must
-have needed no second attempt of their own.  Needs mpi4py and the launcher of its MPI in PATH.
+Every result is looked at; with kills, the calls of the rank that died are tried again (retries=20), and more launches
+than one slice and the kills are an error.  Needs mpi4py and the launcher of its MPI in PATH.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
 
             killed, seconds = run(pooled, options.calls, options.kills, rng)
             launches = len(slice_folders())
-            print(f"pool:  {options.calls} calls of 1-4 ranks in {seconds:.1f} s, {options.calls / seconds:.0f} a second, "
+            print(f"pool:  {options.calls} calls of 1-4 ranks in {seconds:.1f} s, {options.calls / seconds:.0f}/s; "
                   f"{launches} launches, {killed} ranks killed, all results right")
             if options.alone:
                 _, apart = run(alone, options.alone, 0, rng)

@@ -44,6 +44,8 @@ from balsamfut.platforms import probe
 KEY: Final = "slice"
 # -P and a path of our own: a file named like one of ours in the user's directory is not to be imported in its place.
 _START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.poolrank import main; main()"
+COMING: Final = 300.0
+"""Seconds that the processes of a launch have to come; MPI and initializers take as long as they take."""
 PARTING: Final = 2.0
 """Seconds that a slice has to end by itself, when it was told to or one of its ranks is dead."""
 _ABORTED: Final = re.compile(r"^Abort\(-?\d+\) on node (\d+)|^MPI_ABORT was invoked on rank (\d+) ", re.MULTILINE)
@@ -83,7 +85,7 @@ class SliceHand:
     def obey(self, order: SliceOrder, now: float) -> None:
         match order:
             case StartSlice():
-                self.start(order)
+                self.start(order, now)
             case HaveMade():
                 self.give(order)
             case SignalCall():
@@ -91,7 +93,7 @@ class SliceHand:
             case EndSlice():
                 self.end(order, now)
 
-    def start(self, effect: StartSlice) -> None:
+    def start(self, effect: StartSlice, now: float) -> None:
         """Launch a slice; that it could not be launched is told like its end."""
         number, pool = effect.slice, self._desk.pools[effect.pool]
         slice = self._slices[number] = Slice(number, effect.resources.ranks_per_node, pool,
@@ -99,6 +101,7 @@ class SliceHand:
         try:
             slice.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._spawn(slice, effect)
+            slice.deadline = now + COMING
         except (OSError, InvalidOption) as exc:
             del self._slices[number]
             why = exc if isinstance(exc, StartError | InvalidOption) else exc.strerror or exc
@@ -196,7 +199,7 @@ class SliceHand:
             self._hear(rank, events)          # what it said before
             if slice.first is None and not slice.ending:
                 slice.first = rank.number
-                slice.deadline = slice.deadline or now + PARTING
+                slice.deadline = now + PARTING
         return events
 
     def _welcome(self) -> None:
@@ -251,6 +254,8 @@ class SliceHand:
             return
         rank.slice, rank.number, rank.pid = slice, message.rank, message.pid
         slice.ranks[message.rank] = rank
+        if len(slice.ranks) == slice.size and slice.first is None and not slice.ending:
+            slice.deadline = 0.0
         self._pidfds[rank.pidfd] = rank
         self._deaths.register(rank.pidfd, select.EPOLLIN)
         desk = self._desk
@@ -292,7 +297,7 @@ class SliceHand:
                 rank.push()
         for slice in list(self._slices.values()):
             if slice.deadline and now > slice.deadline:
-                slice.deadline = 0.0
+                slice.deadline, slice.killed = 0.0, True
                 self._processes.kill((KEY, slice.number))
         for exit in list(self._lingering.values()):
             events += self.buried(exit, now)
@@ -323,10 +328,14 @@ class SliceHand:
 
     def _first(self, slice: Slice, exit: Exit) -> int | None:
         """The rank to blame."""
-        aborted = _ABORTED.search(tail(str(slice.folder / "launcher.out"), 8192))
+        said = [tail(str(slice.folder / "launcher.out"), 8192)]
+        said += [tail(slice.path(number, "err"), 1024, rank.ends[1]) for number, rank in slice.ranks.items()]
+        aborted = _ABORTED.search("\n".join(said))
         if aborted:
             return int(aborted[1] or aborted[2])
-        return None if exit.returncode < 0 else slice.first     # killed itself, the launcher took its ranks with it
+        if exit.returncode < 0 and not slice.killed:     # the launcher was killed, and took its ranks with it
+            return None
+        return slice.first
 
     def _lost(self, slice: Slice, exit: Exit, first: int | None) -> str:
         """How it ended, in one sentence."""

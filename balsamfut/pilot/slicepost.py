@@ -112,6 +112,7 @@ class Slice:
         self.flavour = ""
         self.first: int | None = None         # the rank that died first
         self.ending = False                   # by our order
+        self.killed = False                   # by us, for its time was over
         self.deadline = 0.0                   # when what is left of it is killed; 0.0: it may live
 
     def path(self, rank: int, stream: str) -> str:

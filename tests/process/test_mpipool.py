@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +171,40 @@ def test_a_dead_rank_costs_its_call_and_the_calls_beside_it_run_again(play: Inte
     (tmp_path / "live").touch()
     play.value(lives)
     assert launches(play.site) == 2
+
+
+def test_a_dead_rank_ends_its_slice_where_the_launcher_lets_the_others_live(tmp_path: Path) -> None:
+    real = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    lenient = tmp_path / "bin" / "mpiexec"
+    lenient.write_text(f'#!/bin/sh\ncase $1 in -n) set -- -disable-auto-cleanup "$@";; esac\nexec {real} "$@"\n')
+    lenient.chmod(0o755)
+    with playing(tmp_path, cores=CORES) as (play, _):
+        pool, path = play.pool, f"{lenient.parent}:{os.environ['PATH']}"
+        environ = tuple(sorted({**dict(pool.environ), "PATH": path}.items()))
+        cls = play.app(until, resources=pooled(2), pool=Pool(pool.python, pool.path, pool.cwd, environ))
+        dies, lives = play.run(cls, str(tmp_path / "die"), "SIGKILL"), play.run(cls, str(tmp_path / "live"), "")
+        play.started(dies)
+        play.started(lives)
+        (tmp_path / "die").touch()
+        assert play.end(dies).fault is Fault.WORKER
+        (tmp_path / "live").touch()
+        play.value(lives)
+
+
+def test_a_launcher_that_is_killed_is_the_fault_of_no_call(play: Interchange, tmp_path: Path) -> None:
+    task = play.run(play.app(until, resources=pooled(2)), str(tmp_path / "flag"), "")
+    play.started(task)
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"mpiexec") and any(str(tmp_path).encode() in word for word in words):
+            os.kill(int(entry), signal.SIGKILL)
+    play.until(lambda: launches(play.site) == 2)
+    (tmp_path / "flag").touch()
+    play.value(task)
 
 
 def test_a_call_over_its_walltime_is_ended_and_the_calls_beside_it_run_again(play: Interchange, tmp_path: Path) -> None:
