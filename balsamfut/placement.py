@@ -104,6 +104,7 @@ class Packer:
         self._kinds: dict[tuple[int, ...], Kind] = {}
         self._known: dict[Resources, tuple[Kind, int]] = {}    # with the number of nodes
         self._capacity: dict[Resources, int] = {}
+        self._each: dict[Resources, int] = {}        # how many an empty node holds
         self._log: list[int] = []                    # nodes on which something was freed, in order
         self._log_limit = 4 * total + 1000
         self._epoch = 0                              # of the log
@@ -174,13 +175,17 @@ class Packer:
 
     def on_one_node(self, resources: Resources) -> int:
         """How many parts of such requests an empty node holds."""
-        if impossible(resources, self.node, resources.num_nodes) is not None:
-            return 0
-        alone = Packer(self.node, ("",))
-        narrow = msgspec.structs.replace(resources, num_nodes=1)
-        count = 0
-        while alone.place(narrow) is not None:
-            count += 1
+        narrow = resources if resources.num_nodes == 1 else msgspec.structs.replace(resources, num_nodes=1)
+        count = self._each.get(narrow)
+        if count is None:
+            count = 0
+            if impossible(narrow, self.node, 1) is None:
+                alone = Packer(self.node, ("",))
+                while alone.place(narrow) is not None:
+                    count += 1
+            if len(self._each) >= _REMEMBERED:
+                self._each.clear()
+            self._each[narrow] = count
         return count
 
     # ---- what waits

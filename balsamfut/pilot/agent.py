@@ -84,7 +84,7 @@ class Agent:
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
-                         cores=cores * len(names), node_cores=cores)
+                         cores=cores * len(names))
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
         # The batch system's clock began before ours: what it does at its end is not waited for.
         self.ends = now + options.walltime - min(EARLIER, 0.02 * options.walltime) if options.walltime else 0.0

@@ -32,10 +32,10 @@ _CLASSES: Final[dict[Fault, type[BaseException]]] = {
 
 
 class Ledger:
-    """All attempts that this pilot has.  `node_cores`: usable cores of one node."""
+    """All attempts that this pilot has."""
 
     def __init__(self, packer: planner.Packs, binding: planner.Binding, pickler: Callable[[BaseException], bytes], *,
-                 cores: int, node_cores: int) -> None:
+                 cores: int) -> None:
         self.attempts: dict[int, Attempt] = {}          # by task: what this pilot has
         self.planner = planner.Planner(packer, binding, cores)
         self.outbox = Outbox()
@@ -45,7 +45,6 @@ class Ledger:
         self.stopping = False
         self.limited: dict[Key, int] = {}               # bytes that running attempts may use
         self._pickle = pickler
-        self._node_cores = node_cores
         self._queue = self.planner.queue
         self._crew = self.planner.crew
         self._classes: dict[int, TaskClass] = {}
@@ -92,9 +91,7 @@ class Ledger:
             if self.planner.impossible(resources):
                 return f"no node of this pilot can hold {resources}"
             group = self._groups[key] = Group(item.cls, task_class, self.apps[task_class.app], resources, hooks)
-            cores = resources.ranks_per_node * resources.cores_per_rank
-            self._queue.add_group(group, resources.num_nodes > 1 or resources.node_packing_count == 1
-                                  or (cores > 1 and 2 * cores >= self._node_cores))
+            self._queue.add_group(group, self.planner.wide(resources))
         return group
 
     # ---- ends

@@ -106,7 +106,8 @@ class Planner:
 
     def wide(self, resources: Resources) -> bool:
         """It asks for so much that smaller requests could keep it waiting for ever."""
-        return resources.num_nodes > 1 or self._packer.on_one_node(resources) <= 2
+        count = self._packer.on_one_node(resources)
+        return resources.num_nodes > 1 or (count <= 2 and 2 * count <= self._packer.on_one_node(Resources()))
 
     def lose(self, node: int) -> None:
         """Place nothing on this node any more."""

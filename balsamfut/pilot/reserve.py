@@ -223,7 +223,8 @@ class Reserve:
             self.limit, self._patience, self._until = -math.inf, PATIENCE, now + PATIENCE
         patient = now <= self._until
         choice = self.outlook.choose(resources, now, patient)
-        if choice is None or latest < choice.when < UNKNOWN:
+        # What would fit at once waits for something else than nodes.
+        if choice is None or choice.when == _READY or latest < choice.when < UNKNOWN:
             return self.drop()
         self.holder, self._resources, self._lapsed = holder, resources, -1.0
         self._next = now + max(SPACING, SPACING_NODE * resources.num_nodes)

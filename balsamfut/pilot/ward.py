@@ -37,8 +37,8 @@ class Ward(Core):
     """See the module.  `packer.names` are the nodes'."""
 
     def __init__(self, packer: planner.Packs, binding: planner.Binding, pickler: Callable[[BaseException], bytes], *,
-                 cores: int, node_cores: int) -> None:
-        super().__init__(packer, binding, pickler, cores=cores, node_cores=node_cores)
+                 cores: int) -> None:
+        super().__init__(packer, binding, pickler, cores=cores)
         self._names = packer.names
         self._health = Health(packer.names)
         self._verdicts: list[Verdict] = []

@@ -105,7 +105,7 @@ class World:
         self.now = 1000.0
         self.machine = Machine()
         self.core = Core(self.machine, lambda resources, placement: ((), None, 0), lambda exc: str(exc).encode(),
-                         cores=CORES, node_cores=CORES)
+                         cores=CORES)
         self.workers: dict[int, FakeWorker] = {}
         self.commands: dict[Key, Attempt] = {}
         self.finished = False

@@ -61,7 +61,7 @@ class Side:
         self.now = 1000.0
         self.core = Core(Packer(platforms.workstation(cores).node, [f"n{node}" for node in range(nodes)]),
                          lambda _, placement: ((), None, placement.nodes[0].node),
-                         lambda exc: f"{type(exc).__name__}: {exc}".encode(), cores=cores * nodes, node_cores=cores)
+                         lambda exc: f"{type(exc).__name__}: {exc}".encode(), cores=cores * nodes)
         self.slices: dict[int, int] = {}          # those that run -> ranks
         self.ready: set[int] = set()
         self.leaving: set[int] = set()

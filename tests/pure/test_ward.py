@@ -52,7 +52,7 @@ class World:
         self.ward = Ward(
             Packer(platforms.workstation(2).node, self.names),
             lambda resources, placement: ((), None, placement.nodes[0].node), lambda exc: str(exc).encode(),
-            cores=2 * nodes, node_cores=2)
+            cores=2 * nodes)
         self.commands: dict[int, Attempt] = {}       # by task
         self.workers: dict[int, list[Attempt]] = {}  # what each has in its hand
         self.sent: list[Any] = []
