@@ -32,6 +32,7 @@ from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
 from balsamfut.pilot.gather import Gathering, hosts_of_job, read_hosts
+from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.orders import Run, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
 from balsamfut.pilot.uplink import Uplink
@@ -85,6 +86,7 @@ class Agent:
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
                          cores=cores * len(names))
+        self.core.planner.launching = Launching(platform.launcher, len(names))
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
         # The batch system's clock began before ours: what it does at its end is not waited for.
         self.ends = now + options.walltime - min(EARLIER, 0.02 * options.walltime) if options.walltime else 0.0
@@ -147,9 +149,7 @@ class Agent:
         due = self._beat + BEAT
         if planner.watched or planner.fresh or self.staff.busy:
             due = min(due, self._tick + TICK)
-        timer = self.core.next_timer()
-        if timer is not None:
-            due = min(due, timer + 0.001)
+        due = min(due, self.core.next_timer() + 0.001)
         if self.core.limited:
             due = min(due, self._tick + SAMPLE)
         if self.core.outbox.waiting:

@@ -8,6 +8,7 @@ function that is given.  It knows workers and commands by number, and never look
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -83,9 +84,9 @@ class Core(Sliced):
         waiting = [(item.task, item.attempt) for item in self._successors.values()]
         return [attempt.key for attempt in self.attempts.values()] + waiting + self.outbox.ended()
 
-    def next_timer(self) -> float | None:
-        """When a Tick is due for a deadline's sake (Unix time)."""
-        return self._timers[0][0] if self._timers else None
+    def next_timer(self) -> float:
+        """When a Tick is due for a deadline's sake (Unix time); inf: never."""
+        return min(self.planner.launching.due, self._timers[0][0] if self._timers else math.inf)
 
     # ---- orders
 
@@ -154,6 +155,8 @@ class Core(Sliced):
         attempt.slot, attempt.started, attempt.detail = None, event.started, event.detail
         self.limited.pop(attempt.key, None)
         fault = event.fault
+        refused = None if event.returncode is None else fault is Fault.LAUNCHER
+        self.planner.launching.ended(event.key, refused, self._now)
         if fault is Fault.NONE:
             attempt.group.ran(self._now - event.started)
         # A shell whose children were told to stop may well end with 0: that is no success.

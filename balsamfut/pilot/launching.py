@@ -30,11 +30,17 @@ WORKS: Final = 10.0
 class Launching:
     """The launches of one pilot.
 
-    Honours the launcher's launch_rate, launch_budget and max_concurrent.  When launches fail in a row their rate is
-    halved with each further failure, and doubled with each one that works until it is what it was.
+    Honours the launcher's launch_rate, launch_budget and max_concurrent.  When launches fail in a row, not all on the
+    same one of several nodes, their rate is halved with each further failure, and doubled with each one that works
+    until it is what it was.  launcher: None: every launch may begin at once, whatever became of others.
     """
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher | None = None, nodes: int = 1) -> None:
+        self._slows = launcher is not None
+        launcher = launcher or Launcher()
+        self._nodes = nodes
+        self._failed_on: set[int] = set()                  # nodes of the failures in a row
+        self.due = math.inf                                # when somebody who had to wait may ask again
         self.left = launcher.launch_budget or math.inf     # launches that may still begin
         self.failures = 0                                  # in a row
         self._most = launcher.max_concurrent or math.inf
@@ -44,11 +50,26 @@ class Launching:
         self._slowed = -math.inf                           # when we last made them fewer
         self._running: dict[Hashable, float] = {}          # since when
         self._young: dict[Hashable, float] = {}            # those of them that may still fail to start
+        self._where: dict[Hashable, int] = {}
 
     @property
     def gap(self) -> float:
         """Seconds between the beginnings of two launches."""
         return self._gap
+
+    def may(self, now: float) -> bool:
+        """A launch may begin now; if not, `due` says when to ask again (inf: when another has ended)."""
+        when = self.when(now)
+        if when > now:
+            self.due = min(self.due, when)
+        return when <= now
+
+    def passed(self, now: float) -> bool:
+        """The time for which somebody waited has come."""
+        if now < self.due:
+            return False
+        self.due = math.inf
+        return True
 
     def when(self, now: float) -> float:
         """When the next launch may begin: `now` if at once; inf: not before another has ended, or never."""
@@ -61,25 +82,29 @@ class Launching:
             return math.inf
         return max(self._next, now)
 
-    def began(self, key: Hashable, now: float) -> None:
-        """A launch begins."""
+    def began(self, key: Hashable, now: float, node: int = 0) -> None:
+        """A launch begins, on this node first."""
         self._running[key] = self._young[key] = now
+        self._where[key] = node
         self._next = now + self._gap
         self.left -= 1
 
-    def ended(self, key: Hashable, failed: bool, now: float) -> None:
-        """A launch is over.  failed: by the launcher's fault.  One that is not known is ignored."""
+    def ended(self, key: Hashable, failed: bool | None, now: float) -> None:
+        """A launch is over.  failed: by the launcher's fault; None: it was not even started.  One that is not known is
+        ignored."""
         if self._running.pop(key, None) is None:
             return
-        began = self._young.pop(key, None)
-        if began is None:
+        node, began = self._where.pop(key), self._young.pop(key, None)
+        if began is None or failed is None:
             return
         if not failed or now - began >= WORKS:
             self._works(began)
             return
         self.failures += 1
+        self._failed_on.add(node)
+        one_node = self._nodes > 1 and len(self._failed_on) == 1      # whose fault it may be
         # Those that began before we slowed down say nothing about the rate since then.
-        if self.failures >= IN_A_ROW and began >= self._slowed:
+        if self._slows and self.failures >= IN_A_ROW and began >= self._slowed and not one_node:
             self._gap = min(max(2.0 * self._gap, FIRST_GAP), max(LONGEST_GAP, self._usual))
             self._slowed = now
             self._next = max(self._next, now + self._gap)
@@ -88,6 +113,7 @@ class Launching:
         if began < self._slowed:
             return
         self.failures = 0
+        self._failed_on.clear()
         if self._gap > self._usual:
             self._gap /= 2.0
             if self._gap < max(FIRST_GAP, self._usual):

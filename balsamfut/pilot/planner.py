@@ -12,6 +12,7 @@ from balsamfut.model import AppKind, Hook, Resources
 from balsamfut.pilot.crew import Crew, Worker
 from balsamfut.pilot.events import Effect, Environ, GrantSlot, Hand, Key, Slot, StartCommand, StartWorker
 from balsamfut.pilot.hand import Stage
+from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.queue import LAST, Attempt, Group, Queue, Where, highest
 from balsamfut.pilot.reserve import Holds, Reserve, Tenant, unknown
 from balsamfut.pilot.slices import Slices, pooled
@@ -68,6 +69,7 @@ class Planner:
         self.slices = Slices(self.queue, self._place_slice, packer.capacity, self.fresh)
         self.returning: list[Worker] = []         # their tasks were blocked and want a slot again
         self.commands: dict[Key, Attempt] = {}
+        self.launching = Launching()    # those of them that go through the MPI launcher
         self.out: set[int] = set()           # nodes that are given nothing more
         self.ends = 0.0                      # when the pilot's block ends (Unix time); 0: it does not
         self.reserve = Reserve(packer, len(packer.names))
@@ -139,6 +141,8 @@ class Planner:
         """Give work to what is free."""
         self._now = now
         self._look_at_head()
+        if self.launching.passed(now):
+            self.queue.reopen()
         if self.hungry:
             self._refill()
         if self.returning:
@@ -279,7 +283,8 @@ class Planner:
             if self._too_late(group):
                 queue.put_aside(group)
                 continue
-            if self._in_the_making(group):
+            launched = not group.resources.serial and not pooled(group)
+            if self._in_the_making(group) or (launched and not self.launching.may(self._now)):
                 queue.shut(shelf, full=True)     # until one is made, which takes less time than a worker takes to start
                 continue
             into = self._goes_first(group) or group.level <= queue.short
@@ -368,6 +373,8 @@ class Planner:
         attempt.place = slot.place
         attempt.started = self._now
         self.commands[attempt.key] = self.fresh[attempt.key] = attempt
+        if not attempt.group.resources.serial:
+            self.launching.began(attempt.key, self._now, slot.placement.nodes[0].node)
         self._effects.append(StartCommand(attempt))
 
 

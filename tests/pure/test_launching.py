@@ -4,10 +4,15 @@ import math
 
 import pytest
 
-from balsamfut.model import Resources
+from balsamfut import platforms
+from balsamfut.messages import Exited, Fault, Item, Launch
+from balsamfut.model import AppKind, AppSpec, Extra, Options, Pool, Resources, TaskClass, TaskSpec
 from balsamfut.pilot import launching
+from balsamfut.pilot.core import Core
+from balsamfut.pilot.events import Commanded, Key, StartCommand, Tick
 from balsamfut.pilot.launching import Launching, VniLatch
 from balsamfut.pilot.verdict import Cause, Verdict
+from balsamfut.placement import Packer
 from balsamfut.platforms import Launcher
 
 
@@ -91,6 +96,17 @@ def test_many_launches_that_fail_together_halve_the_rate_once() -> None:
     assert launches.when(2.0) == 2.0 + launching.FIRST_GAP
 
 
+def test_failures_on_one_of_several_nodes_slow_nobody_down_and_on_two_they_do() -> None:
+    launches = Launching(Launcher("pals"), nodes=4)
+    for key in range(10):
+        launches.began(key, float(key), 3)
+        launches.ended(key, True, key + 0.1)
+    assert launches.gap == 0.0
+    launches.began("other", 20.0, 1)
+    launches.ended("other", True, 20.1)
+    assert launches.gap == launching.FIRST_GAP
+
+
 def test_a_launch_that_runs_for_long_works_though_it_has_not_ended() -> None:
     launches = Launching(Launcher("pals"))
     fail(launches, "a", 0.0)
@@ -156,3 +172,81 @@ NAMES = ["x1.hsn.cm", "x2.hsn.cm", "x10", "twin.a", "twin.b"]
     ("twin.b", 4), ("", None), (".hsn.cm", None)])
 def test_a_node_is_found_by_any_of_its_names_unless_it_may_be_another(host: str, index: int | None) -> None:
     assert launching.named(host, NAMES) == index
+
+
+# ---- in the pilot's brain
+
+COMMAND = AppSpec("c", AppKind.TEMPLATE, b"c" * 16)
+POOL = b"p" * 16
+
+
+class Brain:
+    """A pilot's core with ten cores; class 0 is launched by the MPI launcher, class 1 is not."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.now = 1000.0
+        self.core = Core(Packer(platforms.workstation(10).node, ["n0"]), lambda _, placement: ((), None, 0),
+                         lambda exc: str(exc).encode(), cores=10)
+        self.core.planner.launching = Launching(launcher)
+        classes = [TaskClass(COMMAND.digest, POOL, resources, Options()) for resources in (ONE, Resources())]
+        pools = [(POOL, Pool("python", (), "/"))]
+        self.core.handle(Launch([], list(enumerate(classes)), [COMMAND], [], pools), self.now)
+
+    def launch(self, *items: tuple[int, int]) -> None:
+        """(task, class) ..."""
+        self.core.handle(Launch([Item(task, 1, cls, TaskSpec(task, cls, extra=Extra(command="true")))
+                                 for task, cls in items]), self.now)
+
+    def turn(self) -> list[int]:
+        """The tasks that are started."""
+        return [effect.attempt.item.task for effect in self.core.plan(self.now) if isinstance(effect, StartCommand)]
+
+    def sleep(self) -> float:
+        """Until the brain wants to be asked; how long that was."""
+        seconds = self.core.next_timer() - self.now
+        if seconds < math.inf:
+            self.now += seconds
+            self.core.handle(Tick(), self.now)
+        return seconds
+
+    def end(self, task: int, fault: Fault = Fault.NONE) -> None:
+        key: Key = task, 1
+        self.core.handle(Commanded(key, int(fault is not Fault.NONE), self.now, fault, b"", ""), self.now)
+
+
+def test_the_brain_keeps_to_the_launch_rate_and_starts_meanwhile_what_needs_no_launcher() -> None:
+    brain = Brain(Launcher("pals", launch_rate=2.0))
+    brain.launch((1, 0), (2, 0), (3, 1), (4, 0), (5, 1))
+    assert brain.turn() == [1, 3, 5]
+    assert brain.turn() == []
+    assert brain.sleep() == 0.5
+    assert brain.turn() == [2]
+    assert brain.sleep() == 0.5
+    assert brain.turn() == [4]
+    assert brain.sleep() == math.inf
+
+
+def test_the_brain_lets_no_more_launches_run_than_the_machine_takes() -> None:
+    brain = Brain(Launcher("srun", max_concurrent=2))
+    brain.launch((1, 0), (2, 0), (3, 0), (4, 1))
+    assert brain.turn() == [1, 2, 4]
+    assert brain.sleep() == math.inf
+    brain.end(4)
+    assert brain.turn() == []
+    brain.end(1)
+    assert brain.turn() == [3]
+
+
+def test_the_brain_launches_less_often_while_launches_fail_and_reports_each_as_the_launchers_fault() -> None:
+    brain = Brain(Launcher("pals"))
+    brain.launch((1, 0), (2, 0))
+    assert brain.turn() == [1, 2]
+    for task in (1, 2):
+        brain.end(task, Fault.LAUNCHER)
+    brain.launch((3, 0))
+    assert brain.turn() == []
+    assert brain.sleep() == launching.FIRST_GAP
+    assert brain.turn() == [3]
+    reports = brain.core.outbox.pack()
+    assert reports is not None
+    assert [each.fault for each in reports.reports if isinstance(each, Exited)] == [Fault.LAUNCHER] * 2
