@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from balsamfut.errors import SettingsError
+from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Shape
 from balsamfut.platforms import Platform
-from balsamfut.provider.base import BlockSpec, BlockStatus, Provider
+from balsamfut.provider.base import BlockSpec, Provider
 from balsamfut.provider.local import LocalProvider
 
 PATIENCE: Final = 6.0
@@ -100,13 +101,21 @@ class Blocks:
         """Readable when poll has something to tell."""
         return self._provider.fds()
 
-    def adopt(self, row: BlockRow, now: float) -> None:
-        """Watch over a block that an earlier interchange has asked for."""
-        self._provider.adopt(row.token, row.batch_id, now)
+    def adopt(self, brain: Batch, now: float) -> None:
+        """Watch over the blocks that an earlier interchange has asked for."""
+        for row in brain.book.blocks.values():
+            self._provider.adopt(row.token, row.batch_id, now)
 
-    def submit(self, row: BlockRow, now: float) -> None:
-        """Ask for a block that is recorded."""
-        self._provider.submit(self.spec(row), now)
+    def ask(self, brain: Batch, now: float) -> None:
+        """Ask for what the brain wants, which is recorded by now, and tell it what the batch system says."""
+        wanted, brain.wanted = brain.wanted, []
+        unwanted, brain.unwanted = brain.unwanted, []
+        for row in wanted:
+            self._provider.submit(self.spec(row), now)
+        for row in unwanted:
+            self._provider.cancel(row.token, now)
+        for status in self._provider.poll(now):
+            brain.told(status, now)
 
     def spec(self, row: BlockRow) -> BlockSpec:
         """What is asked for."""
@@ -128,14 +137,6 @@ class Blocks:
         else:
             argv += ["--nodes", str(row.nodes), "--pretend"]
         return (*argv, "--pretend") if self._pretend and "--pretend" not in argv else tuple(argv)
-
-    def cancel(self, row: BlockRow, now: float) -> None:
-        """End a block."""
-        self._provider.cancel(row.token, now)
-
-    def poll(self, now: float) -> list[BlockStatus]:
-        """What has changed since the last time."""
-        return self._provider.poll(now)
 
     def close(self) -> None:
         """Blocks go on."""

@@ -28,6 +28,7 @@ from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import Blocks, LocalPilots
+from balsamfut.interchange.clock import Clock
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.doors import open_doors
 from balsamfut.interchange.fits import Fits, shape
@@ -52,16 +53,6 @@ GIVE_UP: Final = 600.0
 """Seconds that a commit may go on failing before this process ends and leaves the rest to its successor ..."""
 GIVE_UP_ALONE: Final = 10.0
 """... and when it is ending anyway, or nobody is there."""
-
-
-class Clock:
-    """Unix time that never jumps: what the machine's clock said at the start, plus what has passed since."""
-
-    def __init__(self) -> None:
-        self._base = time.time() - time.monotonic()
-
-    def now(self) -> float:
-        return self._base + time.monotonic()
 
 
 class Server:
@@ -119,8 +110,7 @@ class Server:
         spooled: list[Path] = []
         decoder = msgspec.msgpack.Decoder(Reports)
         if self.batch is not None:
-            for row in self.core.book.blocks.values():
-                self.batch.adopt(row, now)
+            self.batch.adopt(self.core.batch, now)
         for pilot in list(self.core.book.pilots.values()):
             path = self.site / "spool" / f"pilot-{pilot.id}"
             alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
@@ -164,7 +154,7 @@ class Server:
             turn = self.core.finish(now)
             self.perform(turn)
             if self.batch is not None:
-                self.ask(now)
+                self.batch.ask(self.core.batch, now)
             if turn.exit:
                 log.info("ending: %s", turn.exit)
                 return
@@ -292,18 +282,6 @@ class Server:
             self.blocks.hurry(now)
         if self.core.pilots.wanted(now):
             self.start_pilot(now)
-
-    def ask(self, now: float) -> None:
-        """Ask the batch system for what the brain wants, once that is recorded, and hear what it says."""
-        assert self.batch is not None
-        brain = self.core.batch
-        for row in brain.wanted:
-            self.batch.submit(row, now)
-        for row in brain.unwanted:
-            self.batch.cancel(row, now)
-        brain.wanted, brain.unwanted = [], []
-        for status in self.batch.poll(now):
-            brain.told(status, now)
 
     def blocks_changed(self, now: float) -> None:
         for number, reason in self.blocks.poll(now):

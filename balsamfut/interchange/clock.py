@@ -1,0 +1,15 @@
+"""The time of an interchange."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Unix time that never jumps: what the machine's clock said at the start, plus what has passed since."""
+
+    def __init__(self) -> None:
+        self._base = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return self._base + time.monotonic()
