@@ -226,7 +226,7 @@ class Packer:
                 self._note(node)
 
     def in_the_way(self, placement: Placement) -> bool:
-        """It has something of what is held."""
+        """It has something of what is held, or of what is lacking for that."""
         holds = self._holds
         if not holds:
             return False
@@ -234,8 +234,9 @@ class Packer:
             hold = holds.get(share.node)
             if hold is not None:
                 cores, tiles = masks(share)
-                if (hold.cores & cores or hold.tiles & tiles or hold.packing + share.packing > PACK
-                        or (hold.memory and share.memory)):
+                if (hold.cores & cores or hold.tiles & tiles
+                        or (share.packing and hold.packing > self._packing[share.node])
+                        or (share.memory and hold.memory > self._memory[share.node])):
                     return True
         return False
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balsamfut import platforms
 from balsamfut.model import TILE, Resources
-from balsamfut.placement import Packer, Placement, impossible
+from balsamfut.placement import Packer, Placement, impossible, masks
 from balsamfut.platforms import Node, Tile, cpu_text
 
 AURORA = platforms.load("aurora").node
@@ -257,6 +258,78 @@ def test_candidates_are_found_again_after_very_many_frees() -> None:
         pack.free(must(pack.place(Resources())))
     pack.free(held[1])
     assert must(pack.place(full)).nodes[0].node == 1
+
+
+# ---- what is held
+
+
+def everything(nodes: int = 1) -> Resources:
+    return tile_task(8, ranks_per_node=12, num_nodes=nodes)
+
+
+def test_what_is_held_is_for_those_who_may_and_they_take_it_first() -> None:
+    pack = packer(2)
+    pack.hold(everything(), [(0, ())])
+    assert must(pack.place(tile_task(8))).nodes[0].node == 1
+    assert must(pack.place(tile_task(8), True)).nodes[0].node == 0
+    assert must(pack.place(Resources())).nodes[0].node == 0         # the cores that belong to no tile are not held
+    assert pack.place(everything(2)) is None
+    pack.hold(everything(), ())
+    assert must(pack.place(tile_task(8))).nodes[0].node == 0
+
+
+def test_it_is_told_how_many_have_to_leave() -> None:
+    pack = packer()
+    there = [must(pack.place(tile_task(8))) for _ in range(12)]
+    leaving = [(share, *masks(share)) for placement in there for share in placement.nodes]
+    assert pack.when(tile_task(8), 0, leaving) == 1
+    assert pack.when(Resources(gpu_shares=2 * TILE), 0, leaving) == 2
+    assert pack.when(Resources(gpu_shares=2 * TILE), 0, leaving[1:]) == 3   # tiles of different GPUs are no two of one
+    assert pack.when(everything(), 0, leaving) == 12
+    assert pack.when(Resources(), 0, leaving) == 0
+    pack.drop(0)
+    assert pack.when(Resources(), 0, leaving) is None
+
+
+def test_what_runs_may_be_in_the_way_of_what_is_held() -> None:
+    pack = packer()
+    first, second = must(pack.place(tile_task(8))), must(pack.place(tile_task(8)))
+    pack.hold(Resources(gpu_shares=TILE, threads_per_rank=8), [(0, [(first.nodes[0], *masks(first.nodes[0]))])])
+    assert pack.in_the_way(first)
+    assert not pack.in_the_way(second)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_goes_beside_what_is_held_that_takes_of_it(seed: int) -> None:
+    dice = random.Random(seed)
+    kinds = [tile_task(8), Resources(), Resources(gpu_shares=TILE // 2), Resources(gpu_shares=2 * TILE),
+             Resources(memory=3 * 10**11), Resources(node_packing_count=2), everything(2),
+             tile_task(4, ranks_per_node=3)]
+    pack = packer(4)
+    there: list[Placement] = []
+    for _ in range(300):
+        kind, into = dice.choice(kinds), dice.random() < 0.3
+        room = pack.room(kind)[into]
+        placement = pack.place(kind, into)
+        if placement is not None:
+            assert into or not pack.in_the_way(placement)
+            assert room >= kind.num_nodes
+            there.append(placement)
+        if there and dice.random() < 0.5:
+            pack.free(there.pop(dice.randrange(len(there))))
+        if dice.random() < 0.1:
+            held = dice.choice(kinds)
+            where = []
+            for node in dice.sample(range(4), 2):
+                leaving = [(share, *masks(share)) for one in there for share in one.nodes if share.node == node]
+                count = pack.when(held, node, leaving)
+                if count is not None:
+                    where.append((node, leaving[:count]))
+            pack.hold(held, where)
+    pack.hold(Resources(), ())
+    for placement in there:
+        pack.free(placement)
+    assert pack.place(everything(4)) is not None
 
 
 # ---- words

@@ -333,7 +333,7 @@ def test_an_outlook_follows_what_comes_and_goes() -> None:
     kinds = [TILE_TASK, SIX_TILES, whole(), whole(2), ONE_CORE, Resources(node_packing_count=2),
              Resources(memory=10**11)]
     there = []
-    for _ in range(400):
+    for _ in range(150):
         if there and dice.random() < 0.5:
             tenant = there.pop(dice.randrange(len(there)))
             packer.free(tenant.placement)
@@ -455,7 +455,7 @@ class Reservations(RuleBasedStateMachine):
 
 
 TestReservations = Reservations.TestCase
-TestReservations.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestReservations.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
 def test_a_long_campaign_keeps_the_nodes_busy_and_wide_tasks_do_not_wait_longer_than_in_strict_order() -> None:
