@@ -31,10 +31,9 @@ class Result(msgspec.Struct, frozen=True):
     began: bool = True    # False: it was never started, so it has done nothing
 
     @property
-    def said(self) -> str:
-        """What it said of its failure, for people, in one line."""
-        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        return self.error or " ".join(lines) or f"{self.argv[0]} ended with code {self.code} and said nothing"
+    def text(self) -> str:
+        """What it said of its failure, as it said it."""
+        return self.error or self.err.strip() or self.out.strip() or f"{self.argv[0]} ended with code {self.code}"
 
 
 Then = Callable[[Result, float], None]

@@ -75,7 +75,7 @@ class Pbs:
         return "qsub", "-f"    # the script on its stdin
 
     def submitted(self, result: Result) -> Answer:
-        said = pbs_text.one_line(result.said, "qsub")
+        said = pbs_text.one_line(result.text, "qsub")
         if result.code is None:
             return Answer(unclear=said) if result.began else Answer(refused=said)
         if result.code == 0:
@@ -94,7 +94,8 @@ class Pbs:
     def found(self, result: Result) -> Answer | None:
         if result.code == 0:
             return Answer(ids=tuple(pbs_text.ID.findall(result.out)))
-        return None if pbs_text.no_history(result.err) else Answer(down=result.said)
+        said = pbs_text.one_line(result.text, "qselect")
+        return None if pbs_text.no_history(result.err) else Answer(down=said)
 
     def look(self, ids: Sequence[str]) -> Sequence[str]:
         return "qstat", *ids
@@ -118,7 +119,7 @@ class Pbs:
 
     def deleted(self, result: Result) -> Answer:
         gone = (0, pbs_text.HAS_FINISHED, pbs_text.EXITING, pbs_text.UNKNOWN_JOB)
-        said = pbs_text.one_line(result.said, "qdel")
+        said = pbs_text.one_line(result.text, "qdel")
         if result.code in gone:
             return Answer()
         if result.code == pbs_text.NO_MOM:   # its first node does not answer
@@ -136,7 +137,7 @@ class Pbs:
 def _down(result: Result) -> str:
     """Why the server did not answer; "": it did."""
     if result.code is None or pbs_text.is_down(result.err):
-        return result.said
+        return pbs_text.one_line(result.text, "qstat")
     return ""
 
 

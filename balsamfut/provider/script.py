@@ -50,11 +50,11 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def job_script(spec: BlockSpec, prefix: str, directives: Iterable[str]) -> str:
-    """The script, its directives after `prefix` ("#PBS")."""
+def job_script(spec: BlockSpec, prefix: str, directives: Iterable[str], first: Iterable[str] = ()) -> str:
+    """The script, its directives after `prefix` ("#PBS"), then the lines in `first`."""
     lines = ["#!/bin/bash -l"]   # a login shell: it knows `module`
     lines += (f"{prefix} {line}" for line in directives)
-    lines += ["", f"cd {shlex.quote(spec.cwd)}"]
+    lines += ["", *first, f"cd {shlex.quote(spec.cwd)}"]
     lines += (f"export {name}={shlex.quote(value)}" for name, value in spec.environ)
     lines += (f"{name}={shlex.quote(value)}" for name, value in spec.params)
     if spec.preamble.strip():
