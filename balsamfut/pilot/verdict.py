@@ -53,7 +53,8 @@ def _rules(*rows: tuple[str, Cause]) -> Rules:
     return [(re.compile(pattern), cause) for pattern, cause in rows]
 
 
-_REFUSAL: Final = r"([Uu]n(recognized|known)|[Ii]nvalid|[Ff]ailed to parse|requires an argument)"
+_REFUSAL: Final = (r"([Uu]n(recognized|known) (option|argument|PMI)|[Ii]nvalid \w+ binding|[Ff]ailed to parse"
+                   r"|requires an argument)")   # not what may be an errno's text
 _OURS: Final = _rules(
     (r".*balsamfut-wrapper: .*", Cause.LAUNCHER),
 )

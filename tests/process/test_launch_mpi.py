@@ -13,7 +13,7 @@ import pytest
 from balsamfut import platforms
 from balsamfut.messages import Fault
 from balsamfut.model import TILE, Resources
-from balsamfut.pilot import launch
+from balsamfut.pilot import dialects, launch
 from balsamfut.pilot.verdict import Cause, Verdict, judge
 from balsamfut.placement import Packer, Placement
 from balsamfut.platforms import Launcher, Platform, cpu_list, probe
@@ -140,3 +140,29 @@ def test_real_mpi_programs_find_each_other_behind_the_wrapper(tmp_path: Path, mp
                "os.write(1, f'{c.allreduce(c.rank + 1)} {c.size}\\n'.encode())")   # at once: ranks share the pipe
     code, output = one_rank_each([sys.executable, "-c", program], tmp_path, mpiexec)
     assert (code, output.splitlines()) == (0, ["3 2", "3 2"])
+
+
+# ---- agents
+
+
+def test_the_agents_launch_starts_one_process_on_a_host_and_binds_it_to_nothing(tmp_path: Path,
+                                                                                mpiexec: Launcher) -> None:
+    [words], files = dialects.agents(mpiexec, ["localhost"], str(tmp_path))
+    assert files == {}
+    done = subprocess.run([*words, sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"],
+                          env={**launch.scrub(os.environ), **dialects.environment(mpiexec.flavour)}, timeout=50,
+                          check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{sorted(os.sched_getaffinity(0))}\n"), done.stderr
+
+
+def test_by_ssh_the_words_arrive_as_they_are(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"       # as ssh: what is after the host is joined, and is a line for a shell
+    ssh.write_text('#!/bin/sh\n[ "$1 $2" = "-o BatchMode=yes" ] || exit 1\necho "on $3"; shift 3; exec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    commands, files = dialects.agents(Launcher("ssh", str(ssh)), ["a", "b"], str(tmp_path))
+    (tmp_path / "ssh.sh").write_bytes(files["ssh.sh"])
+    words = ["two words", "it's", "$HOME", "*", "a\nb", "", "\\n", "-n"]
+    tell = [sys.executable, "-c", "import sys; print(sys.argv[1:])", *words]
+    said = [subprocess.run([*command, *tell], capture_output=True, text=True, check=True, timeout=20).stdout
+            for command in commands]
+    assert said == [f"on {host}\n{words}\n" for host in ("a", "b")]

@@ -33,6 +33,8 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
     ("pals", 1, "launch failed on x1: unrecognized option '--bind-to'", Cause.REQUEST, None),
     ("pals", 1, "launch failed on x1: Failed to parse implicit GPU selection", Cause.REQUEST, None),
     ("pals", 1, "start failed on x1: Couldn't start the application", Cause.LAUNCHER, None),
+    ("pals", 1, "launch failed on x1: Invalid argument", Cause.LAUNCHER, None),
+    ("pals", 1, "start failed on x1: Unknown error 521", Cause.LAUNCHER, None),
     ("pals", 143, "x1: rank 0 died from signal 15", Cause.SIGNAL,
      "exit code 143 (a process was ended by signal 15 (SIGTERM))"),
     # Hydra: its code of a signal is the bare number, and the text is on stdout
