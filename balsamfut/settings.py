@@ -60,6 +60,9 @@ class Pilot(msgspec.Struct, frozen=True):
         "$PBS_NODEFILE"))] = ""
     provider: Annotated[str, Meta(description=(
         "who is asked for blocks: pbs, slurm or local; empty: the platform's batch system"))] = ""
+    mpiexec: Annotated[str, Meta(description=(
+        "the MPI launcher, a path or a name on PATH; empty: the platform's, else the one beside the interpreter or on "
+        "PATH"))] = ""
     preamble: Annotated[str, Meta(description=(
         "bash lines that run in a block before its pilot: modules, environments"))] = ""
     pretend: Annotated[bool, Meta(description=(
@@ -82,7 +85,7 @@ class Elastic(msgspec.Struct, frozen=True):
     node_hours: Annotated[float, Meta(ge=0, description=(
         "node-hours that all blocks of this site may use, from its beginning; 0: no limit"))] = 0.0
     idle: Annotated[float, Meta(ge=0, description=(
-        "seconds that a block may run nothing, or wait for nothing, before it is let go"))] = 120.0
+        "seconds that a block may run nothing, or wait for nothing, before it is let go"))] = 60.0
     backoff: Annotated[float, Meta(ge=1, description=(
         "seconds before a queue that refused a block is tried again; twice as many after each further refusal, at most "
         "an hour"))] = 60.0
@@ -215,6 +218,10 @@ def _refuse(where: str, key: str, hint: Any, value: Any) -> NoReturn:
             want = f"a whole number of at least {ge}" + (f" and at most {le}" if le is not None else "")
         case msgspec.inspect.FloatType(ge=ge):
             want = f"a number of at least {ge:g}"
+        case msgspec.inspect.BoolType():
+            want = "true or false"
+        case msgspec.inspect.StrType(min_length=None):
+            want = "a text"
         case _:
             want = "a text that is not empty"
     raise SettingsError(f"{where} {key} takes {want} ({meant}), not {value!r}")

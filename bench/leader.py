@@ -67,7 +67,7 @@ from leader import plenty
 plenty()
 from balsamfut.pilot import agent, gather
 gather.Gathering._launch = lambda self, launcher, desk: self._left.add("pretended")
-gather.Gathering._launcher = lambda self, platform: platform.launcher
+gather.Desk.launcher = lambda self, environ: self.platform.launcher
 agent.main(sys.argv[1:])
 """
 RESULT = pickle.dumps(ShellResult(0, "/nowhere/job.out", "/nowhere/job.out", "/nowhere"), 5)

@@ -91,7 +91,7 @@ class Blocks:
     def __init__(self, site: Path, platform: Platform, name: str, *, preamble: str, pretend: bool, cores: int) -> None:
         self._site = site
         self._platform = platform
-        self._provider = provider_of(name)
+        self._provider = provider_of(name, platform)
         self._local = name == "local"
         self._preamble = preamble
         self._pretend = pretend
@@ -143,14 +143,14 @@ class Blocks:
         self._provider.close()
 
 
-def provider_of(name: str) -> Provider:
+def provider_of(name: str, platform: Platform) -> Provider:
     """Raises SettingsError for a batch system that there is no provider for."""
     if name == "local":
         return LocalProvider()
     if name == "pbs":
-        from balsamfut.provider.pbs import PbsProvider
+        from balsamfut.provider.pbs import PbsProvider, PbsRules
 
-        return PbsProvider()
+        return PbsProvider(PbsRules.of(platform.scheduler))
     if name == "slurm":
         from balsamfut.provider.slurm import SlurmProvider
 

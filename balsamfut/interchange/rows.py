@@ -177,9 +177,9 @@ def pilot_from(row: Sequence[Any]) -> PilotRow:
 
 
 def block_from(row: Sequence[Any]) -> BlockRow:
-    *before, params, state, text, submitted, started, ended, exit_code = row
-    return BlockRow(*before, msgspec.json.decode(params, type=dict[str, str]), state, text, submitted, started, ended,
-                    exit_code)
+    values = list(row)
+    values[9] = msgspec.json.decode(row[9], type=dict[str, str])
+    return BlockRow(*values)
 
 
 def pool_from(row: Sequence[Any]) -> tuple[bytes, Pool]:

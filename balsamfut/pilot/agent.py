@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from balsamfut import faults, platforms
+from balsamfut import faults, platforms, settings
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
 from balsamfut.pilot import smoke, spool
 from balsamfut.pilot.company import Company
@@ -81,7 +81,8 @@ class Agent:
         self.uplink = Uplink(self.site, options.address, options.starter, self.poller, now)
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
                          platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients,
-                         apart=bool(options.hosts or options.batch) and len(names) > 1)
+                         apart=bool(options.hosts or options.batch) and len(names) > 1,
+                         mpiexec=settings.load(self.site).pilot.mpiexec)
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,

@@ -33,7 +33,7 @@ from balsamfut.pilot.process import Exit, Processes, StartError
 from balsamfut.pilot.stage import missing_files, missing_outputs
 from balsamfut.pilot.verdict import Cause, Verdict, failed
 from balsamfut.pilot.workdirs import Workdirs, sweep
-from balsamfut.platforms import Launcher, probe
+from balsamfut.platforms import Launcher
 from balsamfut.raised import error_payload
 
 log = logging.getLogger("balsamfut.pilot")
@@ -155,10 +155,9 @@ class Commands:
             stdout_mode=stdout_mode, stderr_mode=extra.stderr_mode, cores=plan.cores)
 
     def _launcher_for(self, pool: Pool) -> Launcher:
-        """The platform's MPI launcher; where that is left open, or the nodes are pretended, the one of this host."""
+        """The MPI launcher, found once."""
         if self._launcher is None:
-            known = self._desk.platform.launcher
-            found = known if known.flavour and not self._desk.pretend else probe.launcher(self._desk.environ(pool))
+            found = self._desk.launcher(self._desk.environ(pool))
             if isinstance(found, str):
                 raise StartError(errno.ENOENT, found, None)
             self._launcher = found

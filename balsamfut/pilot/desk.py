@@ -6,13 +6,14 @@ Opens nothing and decides nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from balsamfut.errors import ShellError
 from balsamfut.model import Extra, Payload, Pool, default_workdir
 from balsamfut.pilot import launch
-from balsamfut.platforms import Platform
+from balsamfut.platforms import Launcher, Platform, probe
 from balsamfut.raised import error_payload
 
 INLINE: Final = 64 * 1024
@@ -27,7 +28,7 @@ class Desk:
     """See the module."""
 
     def __init__(self, *, site: Path, pilot: int, token: str, host: str, platform: Platform, names: list[str],
-                 pretend: bool, apart: bool = False, clients: str = "") -> None:
+                 pretend: bool, apart: bool = False, clients: str = "", mpiexec: str = "") -> None:
         self.site = site
         self.data = str(site / "data")
         self.objects = site / "objects"
@@ -39,6 +40,7 @@ class Desk:
         self.pretend = pretend           # the cores and tiles do not exist: bind what can be bound, no more
         self.apart = apart               # each node is a host of its own
         self.clients = clients           # address of the clients' door
+        self.mpiexec = mpiexec           # the launcher that somebody has chosen; "": nobody has
         self.inline = INLINE
         self.codes: dict[bytes, Payload] = {}
         self.pools: dict[bytes, Pool] = {}
@@ -53,6 +55,14 @@ class Desk:
             theirs = dict(pool.environ) or dict(os.environ)
             known = self._environs[id(pool)] = pool, launch.scrub({**ours, **theirs})
         return known[1]
+
+    def launcher(self, environ: Mapping[str, str]) -> Launcher | str:
+        """The MPI launcher: the one that was chosen, else the platform's, or this host's where that is left open or its
+        nodes are pretended.  Text: why there is none."""
+        known = self.platform.launcher
+        if self.mpiexec or self.pretend or not known.flavour:
+            return probe.launcher(environ, self.mpiexec)
+        return known
 
     # ---- paths
 

@@ -28,7 +28,7 @@ from balsamfut.messages import PROTOCOL, Message
 from balsamfut.pilot import launch, smoke
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.events import Event, Tick
-from balsamfut.pilot.muster import Join, index_of, read_join
+from balsamfut.pilot.muster import Join, follower_of, read_join
 from balsamfut.pilot.orders import (
     Clean,
     Cleaned,
@@ -67,7 +67,7 @@ class Agent:
         self.join = join
         name = join.hosts[host] if host >= 0 else socket.gethostname()
         self.desk = Desk(site=Path(join.site), pilot=join.pilot, token=f"{join.token}.{host}", host=name,
-                         platform=platform, names=join.hosts, pretend=join.pretend, apart=True)
+                         platform=platform, names=join.hosts, pretend=join.pretend, apart=True, mpiexec=join.mpiexec)
         self.host = host
         self.staff = Staff(self.desk)
         self.link = Link(join.address, ToFollower, Keys(join.public, join.secret, (join.leader,)))
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         format=f"%(asctime)s {socket.gethostname()} %(levelname)s %(message)s")
     try:
         join = read_join(options.join)
-        host = index_of(join.hosts, socket.gethostname(), os.environ)
+        host = follower_of(join.hosts, os.environ.get("SLURMD_NODENAME") or socket.gethostname(), os.environ)
         # What a launcher set for us would make our tasks believe that they are ranks of its launch.
         for name in os.environ.keys() - launch.scrub(os.environ).keys():
             del os.environ[name]

@@ -20,7 +20,7 @@ from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.muster import Join
 from balsamfut.pilot.process import Exit
 from balsamfut.pilot.staff import Staff
-from balsamfut.platforms import Launcher, Platform, probe
+from balsamfut.platforms import Launcher, Platform
 from balsamfut.wire import Keys, key_pair
 
 log = logging.getLogger("balsamfut.pilot")
@@ -32,7 +32,6 @@ class Gathering:
     def __init__(self, desk: Desk, staff: Staff, platform: Platform, cores: int, patience: float, now: float) -> None:
         (leader, leader_secret), (public, secret) = key_pair(), key_pair()
         self._staff = staff
-        self._pretend = desk.pretend
         self._run = desk.site / "run" / f"pilot-{desk.pilot}"
         self._deadline = now + patience
         self._patience = patience
@@ -41,17 +40,12 @@ class Gathering:
         self.company = Company(desk, desk.names, f"tcp://{address}:*", Keys(leader, leader_secret, (public,)), now)
         muster.prepare(self._run, Join(
             self.company.door.address, leader, public, secret, desk.token, desk.pilot, str(desk.site), desk.names,
-            platform.name, cores, desk.pretend))
+            platform.name, cores, desk.pretend, desk.mpiexec))
         staff.other = self._ended
-        self._launch(self._launcher(platform), desk)
-
-    def _launcher(self, platform: Platform) -> Launcher:
-        if platform.launcher.flavour and not self._pretend:
-            return platform.launcher
-        found = probe.launcher(dict(os.environ))
+        found = desk.launcher(os.environ)
         if isinstance(found, str):
             raise SiteError(f"the agents of the other nodes cannot be started: {found}")
-        return found
+        self._launch(found, desk)
 
     def _launch(self, launcher: Launcher, desk: Desk) -> None:
         log.info("starting agents on %d other hosts by %s", len(desk.names) - 1, launcher.flavour)
@@ -86,7 +80,7 @@ def hosts_of_job(environ: Mapping[str, str]) -> list[str]:
     """The hosts of the batch job that this process is in, this host first.  Raises SiteError."""
     nodefile, nodelist = environ.get("PBS_NODEFILE", ""), environ.get("SLURM_JOB_NODELIST", "")
     if nodefile:
-        return read_hosts(Path(nodefile))
+        return read_hosts(Path(nodefile), first=True)     # a batch system starts its script on the first of them
     if nodelist:
         try:
             done = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True,
@@ -94,14 +88,15 @@ def hosts_of_job(environ: Mapping[str, str]) -> list[str]:
         except (OSError, subprocess.SubprocessError) as error:
             raise SiteError(f"scontrol does not say which hosts {nodelist} are: {error}") from None
         # Where several nodes are one host, as in tests, Slurm's own name tells which of them this is.
-        return muster.order_hosts(done.stdout.split(), environ.get("SLURMD_NODENAME") or socket.gethostname())
+        own = environ.get("SLURMD_NODENAME") or socket.gethostname()
+        return muster.order_hosts(done.stdout.split(), own, first=True)
     return []
 
 
-def read_hosts(path: Path) -> list[str]:
-    """The host names in a file, one a line, this host first.  Raises SiteError."""
+def read_hosts(path: Path, *, first: bool = False) -> list[str]:
+    """The host names in a file, one a line, this host first.  first: it is, by whatever name.  Raises SiteError."""
     try:
         lines = path.read_text().split()
     except OSError as error:
         raise SiteError(f"the list of hosts {path} cannot be read: {error.strerror}") from None
-    return muster.order_hosts(lines, socket.gethostname())
+    return muster.order_hosts(lines, socket.gethostname(), first=first)

@@ -53,6 +53,7 @@ class Join(msgspec.Struct, array_like=True):
     platform: str
     cores: int               # of a workstation; 0: as many as there are
     pretend: bool
+    mpiexec: str
 
 
 def read_join(path: Path) -> Join:
@@ -63,23 +64,36 @@ def read_join(path: Path) -> Join:
         raise SiteError(f"{path} is no file to join a pilot by: {error}") from None
 
 
-def index_of(hosts: Sequence[str], name: str, environ: Mapping[str, str]) -> int:
-    """Which of the hosts this is: by its name, else by what the launcher says; -1: neither tells."""
+def named(hosts: Sequence[str], name: str) -> int:
+    """Which of the hosts has this name, with or without a domain; -1: none, or several."""
     short = name.partition(".")[0]
     for known in (name, short):
         found = [index for index, host in enumerate(hosts) if host == known or host.partition(".")[0] == known]
         if len(found) == 1:
             return found[0]
-    for variable in _RANKS:
-        if environ.get(variable, "").isdigit() and int(environ[variable]) + 1 < len(hosts):
-            return int(environ[variable]) + 1        # the launch is of all but the leader's own
     return -1
 
 
-def order_hosts(hosts: Sequence[str], name: str) -> list[str]:
-    """The hosts, each once, this one first.  Raises SiteError where it is none of them."""
+def follower_of(hosts: Sequence[str], name: str, environ: Mapping[str, str]) -> int:
+    """Which of the hosts this is, which is not the first: by its name, else by what the launcher says; -1: neither
+    tells."""
+    others = hosts[1:]
+    found = named(others, name)
+    for variable in _RANKS if found < 0 else ():
+        if environ.get(variable, "").isdigit() and int(environ[variable]) < len(others):
+            return int(environ[variable]) + 1
+    return found + 1 if found >= 0 else -1
+
+
+def order_hosts(hosts: Sequence[str], name: str, *, first: bool = False) -> list[str]:
+    """The hosts, each once, this one first.  first: it is the first of them by whatever name.
+
+    Raises SiteError where it is none of them.
+    """
     once = list(dict.fromkeys(hosts))
-    own = index_of(once, name, {})
+    own = named(once, name)
+    if own < 0 and first:
+        own = 0
     if own < 0:
         some = ", ".join(once[:5]) + (" ..." if len(once) > 5 else "")
         raise SiteError(f"the agent that leads runs on {name}, which is none of this pilot's hosts: {some}")

@@ -35,9 +35,14 @@ def flavour_of(path: str, version: str = "") -> str:
     return ""
 
 
-def launcher(environ: Mapping[str, str], timeout: float = 20.0) -> Launcher | str:
-    """The launcher of this machine, or one sentence saying why there is none.  Blocks while it asks for the version."""
-    exe = find_mpiexec(environ)
+def launcher(environ: Mapping[str, str], chosen: str = "", timeout: float = 20.0) -> Launcher | str:
+    """The launcher of this machine, or one sentence saying why there is none.  Blocks while it asks for the version.
+
+    chosen: the one that somebody wants, a path or a name on PATH.
+    """
+    exe = shutil.which(chosen, path=environ.get("PATH", os.defpath)) if chosen else find_mpiexec(environ)
+    if chosen and exe is None:
+        return f"the MPI launcher {chosen!r} (setting pilot.mpiexec) is not there, or not on PATH"
     if exe is None:
         return "there is no mpiexec beside the Python interpreter or on PATH: install MPI, or load its module"
     flavour = flavour_of(os.path.realpath(exe))
