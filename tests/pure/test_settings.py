@@ -93,7 +93,7 @@ def test_a_site_survives_the_loss_of_the_machine_and_an_embedded_one_that_of_a_p
 
 @pytest.mark.parametrize(("text", "says"), [
     ("[pilots]\nnodes = 1", "there is no section [pilots]; did you mean pilot?"),
-    ("[coffee]", "there is no section [coffee]; there are database, wire, interchange, pilot, defaults"),
+    ("[coffee]", "there is no section [coffee]; there are database, wire, interchange, pilot, elastic, defaults"),
     ("nodes = 1", "there is no key nodes outside of the sections; there are database"),
     ("pilot = 3", "right would be [pilot] and its keys below it"),
     ("[pilot]\nnode = 1", "[pilot] there is no setting node; did you mean nodes?"),
@@ -104,6 +104,9 @@ def test_a_site_survives_the_loss_of_the_machine_and_an_embedded_one_that_of_a_p
     ("[wire]\ninline_limit = -1", "at least 0 and at most 67108864"),
     ("[interchange]\nlinger = -0.5", "[interchange] linger takes a number of at least 0"),
     ('[interchange]\nlog_level = "loud"', '"debug", "error", "info", "warning"'),
+    ("[elastic]\nenabled = 1", "[elastic] enabled takes true or false"),
+    ('[elastic]\nqueues = ["prod"]', "[elastic] queues takes a text (the queues that may be used"),
+    ("[elastic]\nmax_blocks = 0", "[elastic] max_blocks takes a whole number of at least 1"),
     ('[database]\nsynchronous = "OFF"', '"FULL", "NORMAL", "auto"'),
     ("[defaults]\nwaltime = 3", "[defaults] there is no option 'waltime'; did you mean walltime"),
     ('[defaults]\nwalltime = "soon"', "[defaults] walltime takes a duration"),

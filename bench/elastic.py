@@ -1,0 +1,321 @@
+"""What the elastic queue reaches, simulated with a virtual clock: no process and no batch system.
+
+    python bench/elastic.py [--tasks N] [--seeds N] [--json] [--verbose]
+
+A campaign of --tasks tasks, all ready at the beginning, on Aurora's queue table with queue waits that grow with width
+and length (simulated_pbs.py).  By count 70 % are one-tile tasks, 25 % one-node, 5 % of 8 to 64 nodes; run times are
+log-normal (median 600 s, sigma 1, at most 2000 s); what they declare is 1.5 times as long, rounded up to 5, 10, 20, 30
+or 50 minutes, and nobody but the simulation knows more.  The elastic queue starts without any history of waits.
+
+Against it: five fixed shapes.  Each asks for as many blocks of its shape as the work that is left needs, as soon as the
+queue takes them, withdraws those that wait when nothing is left and lets idle blocks go, as the elastic queue does.  All
+have the same luck in the queues, and the same packing in the blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import random
+import statistics
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from simulated_pbs import HOUR, SimulatedPbs  # noqa: E402
+
+from balsamfut import platforms  # noqa: E402
+from balsamfut.interchange.backlog import STARTUP, Block, Cover, Demand, Phase  # noqa: E402
+from balsamfut.interchange.elastic import FILL, Decision, Release, Submit, View, counted, decide  # noqa: E402
+from balsamfut.interchange.waits import Wait  # noqa: E402
+from balsamfut.platforms import queues  # noqa: E402
+from balsamfut.settings import Elastic  # noqa: E402
+
+TILES = 12
+DECLARED = tuple(60.0 * minutes for minutes in (5, 10, 20, 30, 50))
+STARTS, ENDS = 60.0, 30.0        # seconds at the beginning of a block without tasks, and at its end
+PERIOD = 60.0                   # seconds between two looks at the queues
+FIXED = {
+    "debug-scaling 256 x 1 h": ("debug-scaling", 256, HOUR), "prod 256 x 6 h": ("prod", 256, 6 * HOUR),
+    "prod 256 x 12 h": ("prod", 256, 12 * HOUR), "prod 512 x 6 h": ("prod", 512, 6 * HOUR),
+    "prod 1024 x 6 h": ("prod", 1024, 6 * HOUR)}
+
+
+@dataclass
+class Kind:
+    """Tasks of one width and one declared walltime."""
+
+    nodes: int
+    tiles: int               # on each node
+    declared: float
+    runs: deque[float] = field(default_factory=deque)     # seconds, truly, of those that wait
+    typical: float = -1.0
+
+    def demand(self) -> Demand:
+        seconds = self.typical if self.typical >= 0.0 else self.declared
+        return Demand(f"{self.nodes}x{self.tiles}", self.nodes, TILES // self.tiles, seconds, self.declared,
+                      len(self.runs))
+
+    def learn(self, seconds: float) -> None:
+        self.typical = seconds if self.typical < 0.0 else self.typical + 0.2 * (seconds - self.typical)
+
+
+def campaign(count: int, seed: int) -> list[Kind]:
+    dice = random.Random(seed)
+    kinds: dict[tuple[int, int, float], Kind] = {}
+    for _ in range(count):
+        which = dice.random()
+        nodes, tiles = (1, 1) if which < 0.7 else (1, TILES) if which < 0.95 else (dice.choice((8, 16, 32, 64)), TILES)
+        runs = math.inf
+        while runs > 2000.0:
+            runs = dice.lognormvariate(0.0, 1.0) * 600.0
+        declared = next(each for each in DECLARED if each >= 1.5 * runs)
+        kinds.setdefault((nodes, tiles, declared), Kind(nodes, tiles, declared)).runs.append(runs)
+    return sorted(kinds.values(), key=lambda kind: (-kind.nodes, -kind.tiles, -kind.declared))
+
+
+class Running:
+    """A block that runs: which nodes have how many tiles free."""
+
+    def __init__(self, number: int, nodes: int, start: float, end: float) -> None:
+        self.number, self.nodes, self.start, self.end = number, nodes, start, end
+        self.free = [TILES] * nodes
+        self.by_free: list[set[int]] = [set() for _ in range(TILES)] + [set(range(nodes))]
+        self.tasks = 0
+        self.until = 0.0         # node-seconds: sum of the declared ends of what runs, weighted with its nodes
+        self.idle_since = start
+
+    def place(self, kind: Kind) -> list[int] | None:
+        if kind.tiles == TILES:
+            empty = self.by_free[TILES]
+            if len(empty) < kind.nodes:
+                return None
+            return self._take([empty.pop() for _ in range(kind.nodes)], TILES)
+        for free in range(kind.tiles, TILES + 1):
+            if self.by_free[free]:
+                return self._take([self.by_free[free].pop()], kind.tiles)
+        return None
+
+    def _take(self, nodes: list[int], tiles: int) -> list[int]:
+        for node in nodes:
+            self.free[node] -= tiles
+            self.by_free[self.free[node]].add(node)
+        self.tasks += 1
+        return nodes
+
+    def give_back(self, nodes: list[int], tiles: int) -> None:
+        for node in nodes:
+            self.by_free[self.free[node]].discard(node)
+            self.free[node] += tiles
+            self.by_free[self.free[node]].add(node)
+        self.tasks -= 1
+
+    def fill(self, kinds: list[Kind], now: float) -> Iterator[tuple[Kind, float, list[int]]]:
+        """Widest and longest first, of what may end in time; empty nodes are kept for a wide task that waits."""
+        left = self.end - now - ENDS
+        for kind in kinds:
+            if not kind.runs or kind.declared > left or kind.nodes > self.nodes:
+                continue
+            while kind.runs and (nodes := self.place(kind)) is not None:
+                yield kind, kind.runs.popleft(), nodes
+            if kind.runs and kind.nodes > 1:
+                return
+
+
+Policy = Callable[[View], tuple[Decision, ...]]
+
+
+def elastic() -> Policy:
+    surplus: Mapping[str, float] = {}
+
+    def policy(view: View) -> tuple[Decision, ...]:
+        nonlocal surplus
+        plan = decide(view, surplus)
+        surplus = plan.surplus
+        return plan.decisions
+
+    return policy
+
+
+def fixed(queue: str, nodes: int, wall: float) -> Policy:
+    """As many blocks of one shape as the work needs."""
+
+    def policy(view: View) -> tuple[Decision, ...]:
+        table = next(each for each in view.queues if each.name == queue)
+        found: list[Decision] = [Release(block.token, "idle") for block in view.blocks if block.idle_since
+                                 and view.now - block.idle_since >= view.settings.idle]
+        if not any(demand.count for demand in view.demands):
+            return (*found, *(Release(block.token, "done") for block in view.blocks if block.phase is Phase.QUEUED))
+        cover = Cover(view.demands, view.blocks, view.now, FILL)
+        for _ in range(table.room(counted(table, view.blocks, view.taken))):
+            if cover.left <= 0.0:
+                break
+            cover.add(nodes, wall - STARTUP, 1.0)
+            found.append(Submit(queue, nodes, wall, "needed"))
+        return tuple(found)
+
+    return policy
+
+
+@dataclass
+class Outcome:
+    makespan: float          # seconds
+    node_hours: float
+    blocks: int              # that ran
+    withdrawn: int
+    refused: list[str]
+    late: int                # blocks asked for when nothing was left to do
+    story: list[str]
+
+
+class World:
+    """The campaign, the batch system, and one who asks for blocks."""
+
+    def __init__(self, kinds: list[Kind], pbs: SimulatedPbs, policy: Policy, settings: Elastic) -> None:
+        self.kinds, self.pbs, self.policy, self.settings = kinds, pbs, policy, settings
+        self.left = sum(len(kind.runs) for kind in kinds)
+        self.running: dict[int, Running] = {}
+        self.seen: list[Wait] = []
+        self.ends: list[tuple[float, int, int, Kind, float, list[int]]] = []
+        self.count = self.late = 0
+        self.done = 0.0
+        self.story: list[str] = []
+
+    def run(self) -> Outcome:
+        now, look = 0.0, 0.0
+        while self.left or self.pbs.jobs:
+            now = min(look, self.pbs.due(), self.ends[0][0] if self.ends else math.inf)
+            if now > 60 * 24 * HOUR:
+                raise RuntimeError(f"{self.left} tasks are left after two months")
+            self._tasks(now)
+            self.pbs.advance(now)
+            self._blocks(now)
+            if now >= look:
+                self._ask(now)
+                look = now + PERIOD
+        ran = [job for job in self.pbs.over if job.start >= 0]
+        hours = sum(job.nodes * (job.over - job.start) for job in ran) / HOUR
+        return Outcome(self.done, hours, len(ran), len(self.pbs.over) - len(ran), self.pbs.refused, self.late,
+                       self.story)
+
+    def _tasks(self, now: float) -> None:
+        touched: dict[int, Running] = {}
+        while self.ends and self.ends[0][0] <= now:
+            _, _, number, kind, runs, nodes = heapq.heappop(self.ends)
+            block = self.running[number]
+            block.give_back(nodes, kind.tiles)
+            kind.learn(runs)
+            self.left -= 1
+            self.done = now
+            touched[number] = block
+        for block in touched.values():
+            self._fill(block, now)
+
+    def _fill(self, block: Running, now: float) -> None:
+        for kind, runs, nodes in block.fill(self.kinds, now):
+            self.count += 1
+            heapq.heappush(self.ends, (now + runs, self.count, block.number, kind, runs, nodes))
+        block.idle_since = 0.0 if block.tasks else block.idle_since or now
+
+    def _blocks(self, now: float) -> None:
+        for number, job in self.pbs.jobs.items():
+            if job.start >= 0 and number not in self.running:
+                block = self.running[number] = Running(number, job.nodes, now, job.end)
+                self.seen.append(Wait(job.queue, job.nodes, job.wall, now - job.submitted, now))
+                self._tell(now, f"block {number} starts")
+                self._fill(block, now)
+        for number in [number for number in self.running if number not in self.pbs.jobs]:
+            block = self.running.pop(number)
+            assert not block.tasks, "a block ended under its tasks"
+            self._tell(now, f"block {number} is over, {self.left} tasks are left")
+
+    def _ask(self, now: float) -> None:
+        for block in self.running.values():
+            self._fill(block, now)
+        view = self.view(now)
+        for decision in self.policy(view):
+            self._tell(now, str(decision))
+            if isinstance(decision, Submit):
+                self.late += not self.left
+                self.pbs.submit(now, decision.queue, decision.nodes, decision.wall)
+            else:
+                self.pbs.cancel(now, int(decision.token))
+        self._blocks(now)
+
+    def _tell(self, now: float, text: str) -> None:
+        self.story.append(f"{now / HOUR:8.2f} h  {text}")
+
+    def view(self, now: float) -> View:
+        busy = dict.fromkeys(self.running, 0.0)
+        for end, _, number, kind, runs, _ in self.ends:
+            typical = kind.typical if kind.typical >= 0.0 else kind.declared
+            busy[number] += max(0.1 * typical, typical - (now - end + runs)) * kind.nodes * kind.tiles / TILES
+        blocks = tuple(Block(
+            str(job.id), job.queue, job.nodes, job.wall, Phase.RUNNING if job.id in self.running else Phase.QUEUED,
+            job.start if job.start >= 0 else job.submitted, job.end, busy.get(job.id, 0.0),
+            self.running[job.id].idle_since if job.id in self.running else 0.0) for job in self.pbs.jobs.values())
+        spent = sum(job.nodes * (job.over - job.start) for job in self.pbs.over if job.start >= 0)
+        spent += sum(block.nodes * (now - block.start) for block in self.running.values())
+        taken = {queue.name: self.pbs.taken(queue.name, ours=False) for queue in self.pbs.queues}
+        return View(now, tuple(kind.demand() for kind in self.kinds if kind.runs), blocks, self.pbs.queues,
+                    self.settings, taken, tuple(self.seen), spent=spent)
+
+
+def simulate(policy: Policy, tasks: int, seed: int, settings: Elastic | None = None) -> Outcome:
+    pbs = SimulatedPbs(queues.tables(platforms.load("aurora")), seed)
+    return World(campaign(tasks, seed), pbs, policy, settings or Elastic(enabled=True)).run()
+
+
+def compare(tasks: int, seeds: int) -> list[dict[str, object]]:
+    makers: dict[str, Callable[[], Policy]] = {"elastic": elastic}
+    makers |= {name: lambda shape=shape: fixed(*shape) for name, shape in FIXED.items()}   # type: ignore[misc]
+    rows: list[dict[str, object]] = []
+    for seed in range(1, seeds + 1):
+        outcomes = {name: simulate(make(), tasks, seed) for name, make in makers.items()}
+        best = min((name for name in FIXED), key=lambda name: outcomes[name].makespan)
+        for name, mine in outcomes.items():
+            rows.append({"seed": seed, "who": name, "hours": mine.makespan / HOUR, "node_hours": mine.node_hours,
+                         "blocks": mine.blocks, "withdrawn": mine.withdrawn, "refused": len(mine.refused),
+                         "late": mine.late, "to_best": mine.makespan / outcomes[best].makespan,
+                         "node_hours_to_best": mine.node_hours / outcomes[best].node_hours, "best": name == best})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=50_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="what the elastic queue did, of the first seed")
+    chosen = parser.parse_args()
+    if chosen.verbose:
+        print("\n".join(simulate(elastic(), chosen.tasks, 1).story))
+        return
+    rows = compare(chosen.tasks, chosen.seeds)
+    if chosen.json:
+        json.dump(rows, sys.stdout, indent=1)
+        return
+    print(f"{'seed':>4}  {'who':26}{'hours':>8}{'node-h':>9}{'blocks':>8}{'withdrawn':>11}{'time to best':>14}"
+          f"{'node-h to best':>16}")
+    for row in rows:
+        print("{seed:4}  {who:26}{hours:8.2f}{node_hours:9.0f}{blocks:8}{withdrawn:11}{to_best:14.3f}"
+              "{node_hours_to_best:16.3f}".format(**row) + ("  best" if row["best"] else ""))
+    mine = [row for row in rows if row["who"] == "elastic"]
+
+    def mean(name: str) -> float:
+        return statistics.fmean(float(str(row[name])) for row in mine)
+
+    print(f"elastic, mean of {chosen.seeds} seeds: {mean('to_best'):.3f} of the best fixed shape's makespan, "
+          f"{mean('node_hours_to_best'):.3f} of its node-hours; {mean('refused'):g} blocks refused, {mean('late'):g} asked "
+          f"for when nothing was left")
+
+
+if __name__ == "__main__":
+    main()
