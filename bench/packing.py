@@ -310,6 +310,9 @@ def planned(nodes: int, tasks: list[Task], rounds: int, turn: int) -> float:
     dice, now, spent, count = random.Random(1), 0.0, 0.0, 0
     there = list(ours.started(now))
     left = len(tasks) - len(there)
+    gc.collect()                 # as the agent does
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     while count < rounds and left > 0:
         now += 0.05
         ending = [there.pop(dice.randrange(len(there))) for _ in range(min(turn, len(there)))]
