@@ -31,9 +31,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import json
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -238,7 +238,7 @@ def qsub(words: list[str]) -> None:
                 "join": asked.get("j", ["n"])[-1], "out": asked.get("o", [""])[-1], "err": asked.get("e", [""])[-1],
                 "rerunable": asked.get("r", ["y"])[-1] == "y", "workdir": os.getcwd(), "command": command,
                 "variables": dict(pair.split("=", 1) for pair in ",".join(asked.get("v", [])).split(",") if pair),
-                "arguments": shlex.join(words), "user": getpass.getuser()}
+                "arguments": shlex.join(words), "user": pwd.getpwuid(os.getuid()).pw_name}
     with locked():
         number, dropped = enter(job)
     if not dropped:
@@ -254,12 +254,12 @@ def enter(job: Job) -> tuple[int, bool]:
     queue = queue_of(job["queue"])
     if not queue.get("enabled", True):
         raise Failed(173, "Queue is not enabled")
-    mine = [each for each in jobs() if each["state"] != "F" and each["asked_queue"] == job["queue"]]
-    if "max_queued" in queue and len(mine) >= queue["max_queued"]:
-        raise Failed(38, "would exceed queue generic's per-user limit")
     fits = not outside(job["nodes"], queue.get("nodes")) and not outside(job["walltime"], queue.get("walltime"))
     if not fits and not queue.get("routing"):
         raise Failed(188, "Job violates queue and/or server resource limits")
+    mine = [each for each in jobs() if each["state"] != "F" and each["asked_queue"] == job["queue"]]
+    if "max_queued" in queue and len(mine) >= queue["max_queued"]:
+        raise Failed(38, "would exceed queue generic's per-user limit")
     if queue.get("routing"):
         bands = [band for band in queue.get("bands", []) if not outside(job["nodes"], band.get("nodes"))
                  and not outside(job["walltime"], band.get("walltime"))]
@@ -372,12 +372,12 @@ class Runner:
         feed, script = os.pipe()
         os.write(script, f"{HOME}/scripts/{self.number}\n".encode())
         os.close(script)
-        # As PBS does: a login shell, which reads the script's name.  Profiles of this machine are left out.
+        # As PBS does: a login shell, which reads the script's name.
         argv = job["command"] or ["-bash", "--noprofile"]
         with open(out, "ab") as stdout, open(os.devnull if job["join"] == "oe" else err, "ab") as stderr:
             child = subprocess.Popen(
                 argv, executable=argv[0] if job["command"] else "/bin/bash", stdin=feed, env=self.environment(job),
-                stdout=stdout, stderr=subprocess.STDOUT if job["join"] == "oe" else stderr, cwd=os.environ["HOME"],
+                stdout=stdout, stderr=subprocess.STDOUT if job["join"] == "oe" else stderr, cwd=HOME / "home",
                 start_new_session=True, umask=0o077,
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()))  # noqa: PLW1509
         os.close(feed)
@@ -410,7 +410,7 @@ class Runner:
         tmp.mkdir(parents=True, exist_ok=True)
         kept = (told("keep") or "").split()
         env = {name: value for name, value in os.environ.items() if name in kept or name.startswith("BALSAMFUT_TEST_")}
-        home, user = os.environ["HOME"], job["user"]
+        home, user = str(HOME / "home"), job["user"]   # of its own: profiles of this machine are nobody's business
         env.update(
             ENVIRONMENT="BATCH", HOME=home, LOGNAME=user, USER=user, SHELL="/bin/bash", NCPUS="1", OMP_NUM_THREADS="1",
             PATH=f"/usr/local/bin:/usr/bin:/bin:{Path(__file__).parent}", FAKE_PBS_DIR=str(HOME), TMPDIR=str(tmp),
@@ -619,7 +619,7 @@ def hang(file: str, command: str) -> None:
 
 def main(command: str) -> None:
     """Be this command."""
-    for name in ("jobs", "scripts", "spool", "aux", "tmp"):
+    for name in ("jobs", "scripts", "spool", "aux", "tmp", "home"):
         (HOME / name).mkdir(parents=True, exist_ok=True)
     words = sys.argv[1:]
     with open(HOME / "calls", "a") as calls:
