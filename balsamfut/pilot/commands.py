@@ -139,7 +139,7 @@ class Commands:
             command.flavour = launcher.flavour
         plan = launch.plan(resources, job.placement, desk.platform, desk.names, command=words, environ=environ,
                            preamble=options.shell_preamble, directory=directory, launcher=launcher,
-                           pretend=desk.pretend, apart=desk.apart)
+                           pretend=desk.pretend, apart=desk.apart, base=desk.environ(pool))
         if plan.files:
             os.makedirs(directory, exist_ok=True)
             for name, content in plan.files.items():

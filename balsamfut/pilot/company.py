@@ -220,6 +220,15 @@ class Company:
         """Hosts whose agents are not here yet."""
         return [host for host, follower in self._followers.items() if not follower.peer]
 
+    def anew(self, now: float) -> list[int]:
+        """Their launch has failed, and launchers take those who are here along: all of them are awaited once more."""
+        for host, follower in self._followers.items():
+            if follower.peer:
+                self._by_peer.pop(follower.peer, None)
+                self.door.send(follower.peer, Disband())
+                self._followers[host] = Follower(now)
+        return list(self._followers)
+
     def give_up(self, host: int, why: str) -> None:
         """Do not use a host."""
         self._followers.pop(host, None)

@@ -161,7 +161,7 @@ class Core(Sliced):
             attempt.group.ran(self._now - event.started)
         # A shell whose children were told to stop may well end with 0: that is no success.
         if attempt.cause in (Fault.KILLED, Fault.PILOT, Fault.NODE):
-            self._over(attempt, attempt.cause)
+            self._over(attempt, attempt.cause, error=attempt.error)
         elif attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
             self._failed(attempt, attempt.cause, None, "")
         elif fault not in (Fault.NONE, Fault.TASK) or event.returncode is None:
@@ -323,7 +323,7 @@ class Core(Sliced):
             if attempt.slot.host == event.host:
                 self._commanded(Commanded(attempt.key, None, attempt.started, Fault.NODE, None, event.reason))
             elif attempt.cause is Fault.NONE:
-                attempt.cause = Fault.NODE
+                attempt.cause, attempt.error = Fault.NODE, event.reason
                 self._effects.append(SignalCommand(attempt.key, KILL))
 
     def _dismiss(self, worker: Worker) -> None:

@@ -22,6 +22,8 @@ INLINE: Final = 64 * 1024
 PRIVATE: Final = ("BALSAMFUT_MARK", "BALSAMFUT_TASK_ID", "BALSAMFUT_ATTEMPT", "BALSAMFUT_WORKDIR", "BALSAMFUT_CORES",
                   "BALSAMFUT_NODES")
 _NO_EXTRA: Final = Extra()
+BATCH: Final = ("PBS_", "SLURM_", "SLURMD_", "HYDRA_LAUNCHER", "PALS_")
+"""How variables begin by which a batch job is known, and how its other hosts are reached."""
 
 
 class Desk:
@@ -52,8 +54,10 @@ class Desk:
         if known is None:
             ours = {name: value for name, value in os.environ.items()
                     if name.startswith("BALSAMFUT_") and name not in PRIVATE}
+            # By what launchers and programs know their batch job: it is this block's, not that of where the script ran.
+            job = {name: value for name, value in os.environ.items() if name.startswith(BATCH)}
             theirs = dict(pool.environ) or dict(os.environ)
-            known = self._environs[id(pool)] = pool, launch.scrub({**ours, **theirs})
+            known = self._environs[id(pool)] = pool, launch.scrub({**ours, **theirs, **job})
         return known[1]
 
     def launcher(self, environ: Mapping[str, str]) -> Launcher | str:

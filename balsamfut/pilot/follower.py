@@ -28,7 +28,7 @@ from balsamfut.messages import PROTOCOL, Message
 from balsamfut.pilot import launch, smoke
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.events import Event, Tick
-from balsamfut.pilot.muster import Join, follower_of, read_join
+from balsamfut.pilot.muster import Join, follower_of, named, read_join
 from balsamfut.pilot.orders import (
     Clean,
     Cleaned,
@@ -69,7 +69,10 @@ class Agent:
         self.desk = Desk(site=Path(join.site), pilot=join.pilot, token=f"{join.token}.{host}", host=name,
                          platform=platform, names=join.hosts, pretend=join.pretend, apart=True, mpiexec=join.mpiexec)
         self.host = host
-        self.staff = Staff(self.desk)
+        # What another host's launcher has started here is to end with us, too; but where several agents share a host
+        # (its own name is none of theirs), each ends what is its own.
+        alone = named(join.hosts, socket.gethostname()) == host
+        self.staff = Staff(self.desk, join.token if alone else "")
         self.link = Link(join.address, ToFollower, Keys(join.public, join.secret, (join.leader,)))
         self.poller = Poller()
         self.waker = Waker()
@@ -81,8 +84,8 @@ class Agent:
         for readable in (*self.staff.fds(), self.link, self.waker):
             self.poller.register(readable)
 
-    def run(self) -> None:
-        """Until the leader says so, or has gone."""
+    def run(self, remove: str = "") -> None:
+        """Until the leader says so, or has gone.  remove: the directory that this runs from."""
         gc.collect()
         gc.freeze()
         self.link.send(Enlist(PROTOCOL, self.join.token, self.host, self.desk.host, os.getpid(),
@@ -94,6 +97,8 @@ class Agent:
             self.turn(time.time())
         log.info("leaving: %s", self.done)
         self.staff.end()
+        if remove:
+            shutil.rmtree(remove, ignore_errors=True)    # once the leader knows, our launcher is ended, and we with it
         self.link.send(Gone())
         self.link.close(1.0)
 
@@ -158,12 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m balsamfut.pilot.follower", description=__doc__.splitlines()[0])
     parser.add_argument("--join", required=True, type=Path, help="the leader's file")
     parser.add_argument("--remove", default="", help="a directory to be removed at the end: the one this runs from")
+    parser.add_argument("--host", type=int, default=0, help="which of the pilot's hosts this is; 0: found out")
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO,
                         format=f"%(asctime)s {socket.gethostname()} %(levelname)s %(message)s")
     try:
         join = read_join(options.join)
-        host = follower_of(join.hosts, os.environ.get("SLURMD_NODENAME") or socket.gethostname(), os.environ)
+        name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        host = options.host or follower_of(join.hosts, name, os.environ)
         # What a launcher set for us would make our tasks believe that they are ranks of its launch.
         for name in os.environ.keys() - launch.scrub(os.environ).keys():
             del os.environ[name]
@@ -175,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, agent.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        agent.run()
+        agent.run(options.remove)
     finally:
         if options.remove:
             shutil.rmtree(options.remove, ignore_errors=True)

@@ -36,6 +36,9 @@ class Gathering:
         self._deadline = now + patience
         self._patience = patience
         self._left: set[str] = set()            # launches that run
+        self._failed = False                    # the launch of all has
+        self._alone: dict[str, int] = {}        # launches of a single host, once that of all has failed
+        self._token = desk.token
         address = own_address(platform.network.get("callback_interface", ""), desk.names[0])
         self.company = Company(desk, desk.names, f"tcp://{address}:*", Keys(leader, leader_secret, (public,)), now)
         muster.prepare(self._run, Join(
@@ -45,35 +48,56 @@ class Gathering:
         found = desk.launcher(os.environ)
         if isinstance(found, str):
             raise SiteError(f"the agents of the other nodes cannot be started: {found}")
+        self._launcher = found
         self._launch(found, desk)
 
     def _launch(self, launcher: Launcher, desk: Desk) -> None:
         log.info("starting agents on %d other hosts by %s", len(desk.names) - 1, launcher.flavour)
-        env = {**os.environ, **dialects.environment(launcher.flavour)}
         for number, argv in enumerate(muster.launches(launcher, desk.names[1:], self._run)):
-            key = f"agents-{number}"
-            self._staff.processes.spawn(key, argv, env=env, cwd=str(self._run), mark=f"{desk.token}:{key}:0",
-                                        stdout=str(self._run / "agents.log"))
-            self._left.add(key)
+            self._start(f"agents-{number}", argv)
+
+    def _start(self, key: str, argv: list[str]) -> None:
+        env = {**os.environ, **dialects.environment(self._launcher.flavour)}
+        self._staff.processes.spawn(key, argv, env=env, cwd=str(self._run), mark=f"{self._token}:{key}:0",
+                                    stdout=str(self._run / "agents.log"))
+        self._left.add(key)
+
+    def _launch_singly(self, hosts: list[int]) -> None:
+        """One host that cannot be reached ends the launch of all: each gets a launch of its own now."""
+        names = self.company.hosts
+        for host in hosts:
+            for argv in muster.launches(self._launcher, [names[host]], self._run, host):
+                self._alone[f"agents-{host}-alone"] = host
+                self._start(f"agents-{host}-alone", argv)
 
     def _ended(self, exit: Exit) -> None:
         """A launch is over."""
         self._staff.processes.remains(exit.key)
         self._left.discard(str(exit.key))
+        host = self._alone.get(str(exit.key), 0)
+        if host in self.company.absent():
+            self._give_up(host, "its agent could not be started")
         if exit.returncode:
             log.warning("the launch of agents ended with %d; see %s", exit.returncode, self._run / "agents.log")
+            self._failed |= not self._alone
 
     def over(self, now: float) -> bool:
         """Everybody is here, or will not come: then those are given up."""
         company = self.company
+        if self._failed and not self._left:
+            self._failed = False
+            self._launch_singly(company.anew(now))
         if company.complete:
             return True
         if self._left and now < self._deadline:
             return False
         why = f"its agent did not come within {self._patience:g} s" if self._left else "its agent could not be started"
         for host in company.absent():
-            company.give_up(host, f"{why}; see {self._run / 'agents.log'}")
+            self._give_up(host, why)
         return True
+
+    def _give_up(self, host: int, why: str) -> None:
+        self.company.give_up(host, f"{why}; see {self._run / 'agents.log'}")
 
 
 def hosts_of_job(environ: Mapping[str, str]) -> list[str]:

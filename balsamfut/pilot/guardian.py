@@ -176,12 +176,13 @@ def _send(target: int) -> None:
 
 
 def sweep(token: str, patience: float = 2.0) -> list[int]:
-    """Kill every process of this host whose mark begins with this token, and what descends from them, but not us.
+    """Kill every process of this host whose mark is of this agent, and what descends from them, but not us.
 
-    Returns the pids that could not be killed within `patience` seconds.
+    A follower's token is its pilot's with a dot and a number: the pilot's token is that of all its agents; but for the
+    launch of agents itself.  Returns the pids that could not be killed within `patience` seconds.
     """
-    prefix = token + ":"
-    return _sweep(lambda mark: mark.startswith(prefix), patience)
+    prefixes, agents = (token + ":", token + "."), token + ":agents"
+    return _sweep(lambda mark: mark.startswith(prefixes) and not mark.startswith(agents), patience)
 
 
 def sweep_mark(mark: str, patience: float = 2.0) -> list[int]:

@@ -9,7 +9,7 @@ This module must not know processes, files or the clock; how an exit is read is 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ from balsamfut.errors import InvalidOption
 from balsamfut.model import Resources
 from balsamfut.pilot import dialects
 from balsamfut.pilot.dialects import check_params as check_params
+from balsamfut.pilot.guardian import MARK
 from balsamfut.pilot.verdict import judge as judge
 from balsamfut.placement import Placement
 from balsamfut.platforms import Launcher, Platform, cpu_text
@@ -65,7 +66,8 @@ def scrub(environ: Mapping[str, str]) -> dict[str, str]:
 
 def plan(resources: Resources, placement: Placement, platform: Platform, names: Sequence[str], *,
          command: str | list[str], environ: Mapping[str, str], preamble: str = "", directory: str = "",
-         launcher: Launcher | None = None, pretend: bool = False, apart: bool = False) -> Plan:
+         launcher: Launcher | None = None, pretend: bool = False, apart: bool = False,
+         base: Collection[str] = ()) -> Plan:
     """How to start an attempt.
 
     names: of the pilot's nodes, as the launcher knows them.  command: str (run by bash) or argv; each rank runs it.
@@ -73,13 +75,14 @@ def plan(resources: Resources, placement: Placement, platform: Platform, names: 
     before the program or the launcher, in the same shell.  directory: where `files` will be, readable by all the nodes
     of the task.  launcher: in place of the platform's.  pretend: the nodes do not exist: all ranks run on this host
     (unless apart: they are hosts, but smaller), nothing is bound.  Raises InvalidOption if there is no launcher or it
-    does not know one of launch_params.
+    does not know one of launch_params.  base: names of the variables of that environment, for launchers that pass on
+    only what they are told.
     """
     env = {**platform.env, **environ}
     env.setdefault("OMP_NUM_THREADS", str(resources.threads_per_rank))
     if len(placement.nodes) <= _FEW_NODES:
         env["BALSAMFUT_NODES"] = ",".join(names[share.node] for share in placement.nodes)
-    job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend and not apart)
+    job = _Job(resources, placement, platform, names, platform.bind and not pretend, pretend and not apart, apart)
     words = ["/bin/bash", "-c", command] if isinstance(command, str) else command
     if resources.serial:
         return _serial(job, command, words, env, preamble)
@@ -90,7 +93,7 @@ def plan(resources: Resources, placement: Placement, platform: Platform, names: 
     wrong = check_params(chosen.flavour, dict(resources.launch_params))
     if wrong:
         raise InvalidOption(wrong)
-    return _mpi(job, words, env, preamble, chosen, directory)
+    return _mpi(job, words, env, preamble, chosen, directory, [*base, MARK] if base else [])
 
 
 class _Job(msgspec.Struct):
@@ -102,6 +105,7 @@ class _Job(msgspec.Struct):
     names: Sequence[str]
     bind: bool
     pretend: bool
+    apart: bool
 
     def common(self, environ: Mapping[str, str]) -> dict[str, str]:
         """What goes with every mask: a mask says nothing without the way in which it is read."""
@@ -141,17 +145,19 @@ def _serial(job: _Job, command: str | list[str], words: list[str], env: dict[str
     return Plan(words, env, cores)
 
 
-def _mpi(job: _Job, words: list[str], env: dict[str, str], preamble: str, launcher: Launcher, directory: str) -> Plan:
+def _mpi(job: _Job, words: list[str], env: dict[str, str], preamble: str, launcher: Launcher, directory: str,
+         base: list[str]) -> Plan:
     r = job.resources
     params = dict(r.launch_params)
     hosts, per_host = [job.names[share.node] for share in job.placement.nodes], r.ranks_per_node
-    local = job.pretend or job.platform.max_nodes == 1   # then a host name could only lead astray
+    local = job.pretend or (job.platform.max_nodes == 1 and not job.apart)   # then a host name could only lead astray
     if local:
         hosts, per_host = ["localhost"], r.ranks
     if not job.bind:
         params.pop("cpu_bind", None)
     env = {**env, **job.common(env), **dialects.environment(launcher.flavour)}
-    start, files = dialects.argv(launcher, hosts, per_host, params=params, exports=list(env), directory=directory,
+    exports = [*env, *(name for name in base if name not in env)]
+    start, files = dialects.argv(launcher, hosts, per_host, params=params, exports=exports, directory=directory,
                                  local=local)
     files[WRAPPER] = _wrapper(job, launcher.flavour, params, env).encode()
     start += ["/bin/sh", f"{directory}/{WRAPPER}", *words]

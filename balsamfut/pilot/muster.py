@@ -35,7 +35,7 @@ run={run}
 dir=$(mktemp -d "${{TMPDIR:-/tmp}}/balsamfut-XXXXXXXX") || exit 1
 tar -xf "$run/agent.tar" -C "$dir" || {{ rm -rf "$dir"; exit 1; }}
 export PYTHONPATH="$dir" PYTHONDONTWRITEBYTECODE=1
-exec {python} -S -P -m balsamfut.pilot.follower --join "$run/join" --remove "$dir"
+exec {python} -S -P -m balsamfut.pilot.follower --join "$run/join" --remove "$dir" ${{1:+--host "$1"}}
 """
 
 
@@ -128,11 +128,15 @@ def _wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if any(part in entry.name for part in skipped[:2]) or entry.name.endswith(skipped[2:]) else entry
 
 
-def launches(launcher: Launcher, hosts: Sequence[str], run: Path) -> list[list[str]]:
-    """The commands that start a follower on each of these hosts; their files are written into `run`."""
+def launches(launcher: Launcher, hosts: Sequence[str], run: Path, index: int = 0) -> list[list[str]]:
+    """The commands that start a follower on each of these hosts; their files are written into `run`.
+
+    index: of the host, where it is a single one; 0: followers find out which they are.
+    """
     commands, files = dialects.agents(launcher, hosts, str(run))
     for name, content in files.items():
         (run / name).write_bytes(content)
-    return [[*command, "/bin/sh", str(run / "start.sh")] for command in commands]
+    told = [str(index)] if index else []
+    return [[*command, "/bin/sh", str(run / "start.sh"), *told] for command in commands]
 
 

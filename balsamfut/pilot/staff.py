@@ -30,10 +30,10 @@ Order = Hire | Give | Take | GrantPlace | Dismiss | Run | Signal | SliceOrder
 
 
 class Staff:
-    """See the module.  token: what the marks of all processes begin with; this agent's own."""
+    """See the module.  pilot: the token of the pilot, where everything of it on this host is to end with this agent."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.guardian = start_guardian(desk.token)
+    def __init__(self, desk: Desk, pilot: str = "") -> None:
+        self.guardian = start_guardian(pilot or desk.token)
         self.processes = Processes()
         if not desk.pretend:
             self.processes.keep_to(desk.platform.node.agent)

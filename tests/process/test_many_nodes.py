@@ -188,8 +188,6 @@ def test_two_hundred_tasks_of_all_kinds_run_where_they_were_placed_and_nothing_i
     assert {each.host for each in records} == set(NAMES)
 
 
-@pytest.mark.xfail(strict=True, reason="ranks that another host's mpiexec has started outlive the agent of a host that "
-                                       "is cut off; the end of a task with its other nodes does not say why")
 @pytest.mark.timeout(120)
 def test_a_killed_agent_a_dead_node_and_one_that_is_cut_off_cost_their_own_tasks_which_run_elsewhere(
         block: Block, tmp_path: Path) -> None:
@@ -239,7 +237,6 @@ def test_nothing_is_left_on_any_host_when_the_leader_is_killed(block: Block, tmp
     assert block.leader.wait(20) == -signal.SIGKILL
 
 
-@pytest.mark.xfail(strict=True, reason="Hydra ends the other agents when it cannot start one")
 @pytest.mark.timeout(120)
 def test_a_node_that_is_not_there_when_the_pilot_starts_is_left_out_and_the_others_work(
         can_have_hosts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
