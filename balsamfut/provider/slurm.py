@@ -31,6 +31,7 @@ _WAITING: Final = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED"
 _AGAIN: Final = frozenset({"NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})   # not the job's doing
 _OVER: Final = _AGAIN | {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "REVOKED"}
 _COLUMNS: Final = "%i|%T|%r"
+_NO_SIGNAL: Final = 65   # 125 stands for want of memory
 
 
 class SlurmRules(msgspec.Struct, frozen=True):
@@ -151,8 +152,10 @@ def sight(state: str, reason: str, exit_code: str = "") -> Sight:
     if state in _OVER:
         code, _, number = exit_code.partition(":")
         ran: int | None = None
-        if code.isdigit() and number.isdigit() and (int(code) or int(number) or state == "COMPLETED"):
-            ran = -int(number) if int(number) else int(code)
+        if code.isdigit() and number.isdigit() and int(number) < _NO_SIGNAL:
+            ran = -int(number) or int(code)
+        if ran == 0 and state != "COMPLETED":   # it never ran, or Slurm ended it
+            ran = None
         return Sight(BlockState.ENDED, words, ran, state in _AGAIN)
     if state in _WAITING:
         return Sight(BlockState.QUEUED, words)
