@@ -2,12 +2,10 @@
 
 A request is per node: `ranks_per_node` ranks, each with `cores_per_rank` physical cores and `gpu_shares` of tiles, and
 memory.  `threads_per_core` > 1 means that a rank needs fewer cores and is bound to their sibling threads too
-(`Node.threads`); a core is never divided between ranks.  `node_packing_count=k` takes 1/k of each node against all
-tasks that say such a count; 1 takes a node that is empty and keeps everybody else out; without it a task takes what
-it asked for and nothing more.
+(`Node.threads`); a core is never divided.  `node_packing_count=k` takes 1/k of each node against all that say such a
+count; 1 takes an empty node and keeps everybody else out; without it a task takes what it asked for and no more.
 
-Which cores and tiles of a node go together is decided in `balsamfut.platforms.shape`, which has no state; `Packer`
-holds what is free on each of many equal nodes.
+Which cores and tiles of a node go together is decided in `platforms.shape`; `Packer` knows what is free on each node.
 """
 
 from __future__ import annotations
@@ -146,6 +144,18 @@ class Packer:
         for share, cores in zip(placement.nodes, given, strict=True):
             self._give_back(share, cores)
 
+    def retake(self, placement: Placement) -> bool:
+        """Take a place on one node that was given back once more; False: it is not free."""
+        node, (cores, tiles) = (share := placement.nodes[0]).node, masks(placement.nodes[0])
+        alone = share.packing == PACK and self._tasks[node]
+        if (alone or self._shut[node] & _ALONE or self._cores[node] & cores != cores
+                or share.memory > self._memory[node] or share.packing > self._packing[node]
+                or not all(self._tiles[node] >> t & 1 or 0 < self._shared[node].get(t, 0) <= TILE - share.gpu_shares
+                           for rank in share.ranks for t in rank.tiles)):
+            return False
+        self._take(share, node, (share.ranks, cores, tiles))
+        return True
+
     def drop(self, node: int) -> None:
         """Place nothing on this node any more; what runs there stays and may be freed."""
         self._shut[node] |= _DROPPED
@@ -157,10 +167,6 @@ class Packer:
             self._shut[node] &= ~_DROPPED
             self._capacity.clear()
             self._note(node)
-
-    def idle(self, node: int) -> bool:
-        """Whether nothing is placed on this node."""
-        return not self._tasks[node]
 
     def capacity(self, resources: Resources) -> int:
         """How many such requests run at once when the nodes that are not dropped are empty."""
@@ -354,7 +360,7 @@ class Packer:
             return kind.remembered[state]
         return self._arrange(kind, state)
 
-    def _take(self, kind: Kind, node: int, found: Found) -> NodeShare:
+    def _take(self, kind: Kind | NodeShare, node: int, found: Found) -> NodeShare:
         ranks, cores, tiles = found
         self._cores[node] &= ~cores
         self._tiles[node] &= ~tiles

@@ -26,7 +26,7 @@ DEEPEST: Final = 160
 """Tasks that a worker may have in its hand."""
 
 MARGIN: Final = 2.0
-"""A run is expected to take so many times what runs of its kind have been seen to take, where no walltime is declared."""
+"""So many times what runs of its kind have been seen to take is expected of one that declares no walltime."""
 
 HOOKS: Final = 1.0
 """Seconds that hooks are expected to take as long as none were seen."""
@@ -118,7 +118,7 @@ class Group:
 
     @property
     def expected(self) -> float:
-        """Seconds that an attempt is expected to take: its walltime, else what was seen, with a margin; else for ever."""
+        """Seconds that an attempt should take: its walltime, else what was seen, with a margin; else for ever."""
         if self.hooks:
             return HOOKS if self.cost is None else self.cost * MARGIN
         if self.task_class.options.walltime:
@@ -161,3 +161,31 @@ class Group:
         if self.cost is None or self.cost * 2 > HORIZON:
             return 1
         return min(DEEPEST, int(HORIZON / max(self.cost, 1e-6)))
+
+
+def pooled(group: Group) -> bool:
+    """Its attempts run in slices.  What is more than a part of one node is launched for itself."""
+    resources = group.resources
+    return (resources.pooled and group.app.kind is AppKind.PYTHON and not group.hooks and resources.num_nodes == 1
+            and not resources.node_packing_count)
+
+
+def first_stage(attempt: Attempt) -> Stage | None:
+    """What a worker has to do for an attempt before anything else; None: its command can be started as it stands."""
+    group, extra = attempt.group, attempt.item.spec.extra
+    if group.hooks:
+        return Stage.FINISH
+    if group.app.kind is AppKind.PYTHON:
+        return Stage.CALL if group.resources.serial or pooled(group) else None
+    if group.app.kind is AppKind.TEMPLATE and extra is not None and extra.command is not None \
+            and not group.app.hooks & Hook.PREPROCESS and not extra.inputs:
+        return None
+    return Stage.PREPARE
+
+
+def needs_finish(attempt: Attempt, ok: bool, timeout: bool) -> bool:
+    """A worker has to run hooks, or to clean up, after the command (or after the loss of the function's worker)."""
+    hooks, options = attempt.group.app.hooks, attempt.group.task_class.options
+    if ok:
+        return bool(hooks & Hook.POSTPROCESS or options.cleanup_files)
+    return bool(hooks & Hook.ON_ERROR or (timeout and hooks & Hook.ON_TIMEOUT))

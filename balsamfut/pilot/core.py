@@ -28,7 +28,7 @@ from balsamfut.messages import (
     Return,
     Stop,
 )
-from balsamfut.pilot import planner
+from balsamfut.pilot.attempts import needs_finish
 from balsamfut.pilot.crew import Worker
 from balsamfut.pilot.events import (
     Again,
@@ -166,7 +166,7 @@ class Core(Sliced):
             self._failed(attempt, attempt.cause, None, "")
         elif fault not in (Fault.NONE, Fault.TASK) or event.returncode is None:
             self._over(attempt, fault, event.payload, event.error)
-        elif planner.needs_finish(attempt, fault is Fault.NONE, False):
+        elif needs_finish(attempt, fault is Fault.NONE, False):
             attempt.ran = event.returncode
             self.outbox.waiting.append(Ran(*attempt.key, event.returncode, self._now))
             if self.stopping:
@@ -262,9 +262,9 @@ class Core(Sliced):
             return
         worker.blocked = True
         self._crew.blocked += 1
-        slot, worker.slot = worker.slot, None
-        if slot is not None:
-            self.planner.release(slot)
+        worker.seat, worker.slot = worker.slot, None
+        if worker.seat is not None:
+            self.planner.release(worker.seat)
         if len(worker.hand) > 1:
             self._effects.append(Steal(worker.id))
 

@@ -20,8 +20,8 @@ DEATHS: Final = 3
 class Worker:
     """One worker, from the order to start it until nothing of it is left."""
 
-    __slots__ = ("id", "kind", "hand", "group", "slot", "resources", "place", "ready", "blocked", "victim", "cause",
-                 "retiring", "running")
+    __slots__ = ("id", "kind", "hand", "group", "slot", "seat", "resources", "place", "ready", "blocked", "victim",
+                 "cause", "retiring", "running")
 
     def __init__(self, id: int, kind: Kind) -> None:
         self.id = id
@@ -29,6 +29,7 @@ class Worker:
         self.hand: deque[Attempt] = deque()   # the first is the one that runs, or will
         self.group: Group | None = None       # of what is in the hand
         self.slot: Slot | None = None         # None: idle, or its task is blocked
+        self.seat: Slot | None = None         # the slot that its blocked task had
         self.resources = Resources()          # what the slot was asked for
         self.place = ""
         self.ready = False                    # it has said so

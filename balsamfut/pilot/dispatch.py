@@ -10,6 +10,7 @@ import msgspec
 from balsamfut.messages import Fault
 from balsamfut.model import AppKind, Extra, Options, Resources
 from balsamfut.pilot import launch
+from balsamfut.pilot.attempts import needs_finish
 from balsamfut.pilot.desk import PRIVATE, Desk
 from balsamfut.pilot.events import (
     Commanded,
@@ -27,7 +28,6 @@ from balsamfut.pilot.events import (
 )
 from balsamfut.pilot.hand import Define, Order, Stage
 from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Job, Run, Signal, Take
-from balsamfut.pilot.planner import needs_finish
 from balsamfut.pilot.queue import Attempt, Group
 from balsamfut.pilot.slicenews import EndSlice, GiveCall, HaveMade, SignalCall, StartSlice
 from balsamfut.pilot.staff import Order as HostOrder

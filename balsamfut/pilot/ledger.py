@@ -16,6 +16,7 @@ from balsamfut import errors
 from balsamfut.messages import Exited, Fault, Item, Started
 from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass
 from balsamfut.pilot import planner
+from balsamfut.pilot.attempts import first_stage, needs_finish
 from balsamfut.pilot.events import Again, Effect, End, EndWorker, Key, SignalCommand, Steal
 from balsamfut.pilot.hand import Result, Stage
 from balsamfut.pilot.outbox import Outbox
@@ -76,7 +77,7 @@ class Ledger:
             self._say(item, Fault.POOL, *broken)
             return
         attempt = self.attempts[item.task] = Attempt(item, group, self._queue.next_seq())
-        attempt.stage = planner.first_stage(attempt)
+        attempt.stage = first_stage(attempt)
         self._queue.append(attempt)
 
     def _group(self, item: Item, hooks: bool) -> Group | str:
@@ -167,7 +168,7 @@ class Ledger:
             error = error or self._sentence(attempt, fault)
             payload = self._pickle(_CLASSES[fault](error))
         if (attempt.group.hooks or self.stopping
-                or not planner.needs_finish(attempt, False, fault is Fault.WALLTIME)):
+                or not needs_finish(attempt, False, fault is Fault.WALLTIME)):
             self._over(attempt, fault, payload, error)
             return
         attempt.failure, attempt.fault, attempt.error = payload, fault, error

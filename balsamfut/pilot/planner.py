@@ -8,14 +8,15 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from balsamfut.model import AppKind, Hook, Resources
+from balsamfut.model import Resources
+from balsamfut.pilot.attempts import pooled
 from balsamfut.pilot.crew import Crew, Worker
 from balsamfut.pilot.events import Effect, Environ, GrantSlot, Hand, Key, Slot, StartCommand, StartWorker
 from balsamfut.pilot.hand import Stage
 from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.queue import LAST, Attempt, Group, Queue, Where, highest
 from balsamfut.pilot.reserve import Holds, Reserve, Tenant, unknown
-from balsamfut.pilot.slices import Slices, pooled
+from balsamfut.pilot.slices import Slices
 from balsamfut.placement import Placement
 
 PATIENCE: Final = 10.0
@@ -45,6 +46,7 @@ class Packs(Holds, Protocol):
     def room(self, resources: Resources) -> tuple[int, int]: ...
     def in_the_way(self, placement: Placement) -> bool: ...
     def free(self, placement: Placement) -> None: ...
+    def retake(self, placement: Placement) -> bool: ...
     def capacity(self, resources: Resources) -> int: ...
     def on_one_node(self, resources: Resources) -> int: ...
     def drop(self, node: int) -> None: ...
@@ -255,7 +257,7 @@ class Planner:
         """Blocked tasks that can go on have precedence over everything that is queued."""
         waiting: list[Worker] = []
         for worker in self.returning:
-            slot = self._place(worker.resources, worker.hand[0].group.expected)
+            slot = self._seat(worker)
             if slot is None:
                 waiting.append(worker)
                 continue
@@ -264,6 +266,18 @@ class Planner:
             self.crew.blocked -= 1
             self._effects.append(GrantSlot(worker.id, worker.hand[0].item.task))
         self.returning = waiting
+
+    def _seat(self, worker: Worker) -> Slot | None:
+        """The place that a blocked task had, else one that is as good: its masks and host cannot change any more."""
+        expected, old = worker.hand[0].group.expected, worker.seat
+        if old is not None and self._packer.retake(old.placement):
+            self._tenants[old] = self.reserve.outlook.enter(old.placement, self._now, self._until(expected))
+            return old
+        slot = self._place(worker.resources, expected)
+        if slot is not None and old is not None and (slot.env, slot.host) != (old.env, old.host):
+            self.release(slot)
+            return None
+        return slot
 
     # ---- slots
 
@@ -376,24 +390,3 @@ class Planner:
         if not attempt.group.resources.serial:
             self.launching.began(attempt.key, self._now, slot.placement.nodes[0].node)
         self._effects.append(StartCommand(attempt))
-
-
-def first_stage(attempt: Attempt) -> Stage | None:
-    """What a worker has to do for an attempt before anything else; None: its command can be started as it stands."""
-    group, extra = attempt.group, attempt.item.spec.extra
-    if group.hooks:
-        return Stage.FINISH
-    if group.app.kind is AppKind.PYTHON:
-        return Stage.CALL if group.resources.serial or pooled(group) else None
-    if group.app.kind is AppKind.TEMPLATE and extra is not None and extra.command is not None \
-            and not group.app.hooks & Hook.PREPROCESS and not extra.inputs:
-        return None
-    return Stage.PREPARE
-
-
-def needs_finish(attempt: Attempt, ok: bool, timeout: bool) -> bool:
-    """A worker has to run hooks, or to clean up, after the command (or after the loss of the function's worker)."""
-    hooks, options = attempt.group.app.hooks, attempt.group.task_class.options
-    if ok:
-        return bool(hooks & Hook.POSTPROCESS or options.cleanup_files)
-    return bool(hooks & Hook.ON_ERROR or (timeout and hooks & Hook.ON_TIMEOUT))

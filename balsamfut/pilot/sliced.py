@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Final
 
 from balsamfut import errors
 from balsamfut.messages import Fault
+from balsamfut.pilot.attempts import pooled
 from balsamfut.pilot.events import End, Key, NodeGone
 from balsamfut.pilot.ledger import KILL as KILL
 from balsamfut.pilot.ledger import Ledger
 from balsamfut.pilot.queue import Attempt, Where
 from balsamfut.pilot.slicenews import CallDone, CallFaltered, SignalCall, SliceBroken, SliceGone, SliceReady
-from balsamfut.pilot.slices import Slice, pooled
+from balsamfut.pilot.slices import Slice
 
 LEEWAY: Final = 1.0
 """Seconds that the other ranks of a call have to end, too, when one has raised."""

@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from balsamfut.model import AppKind, Resources
+from balsamfut.model import Resources
+from balsamfut.pilot.attempts import pooled
 from balsamfut.pilot.events import Key, Slot
 from balsamfut.pilot.queue import Attempt, Group, Queue, Where
 from balsamfut.pilot.slicenews import EndSlice, GiveCall, SliceEffect, SliceGone, StartSlice
@@ -41,13 +42,6 @@ STILLBORN: Final = 3
 """So many slices of a kind in a row that died before they were ready mean that the next one will, too."""
 FALLS: Final = 3
 """So many times a slice falls with a call, and nobody knows by which, before the call is held to account."""
-
-
-def pooled(group: Group) -> bool:
-    """Its attempts run in slices.  What is more than a part of one node is launched for itself."""
-    resources = group.resources
-    return (resources.pooled and group.app.kind is AppKind.PYTHON and not group.hooks and resources.num_nodes == 1
-            and not resources.node_packing_count)
 
 
 class Slice:

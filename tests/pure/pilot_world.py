@@ -77,6 +77,12 @@ class Machine(Packer):
             self.out.append(placement)
         return placement
 
+    def retake(self, placement: Placement) -> bool:
+        taken = super().retake(placement)
+        if taken:
+            self.out.append(placement)
+        return taken
+
     def free(self, placement: Placement) -> None:
         self.out.remove(placement)       # raises where it was not given out
         super().free(placement)

@@ -507,7 +507,7 @@ class Packing(RuleBasedStateMachine):
             assert len(cores) == len(set(cores))
             assert set(cores) <= set(SMALL.cores)
             assert max(ledger.tiles(index)) <= TILE
-            assert self.packer.idle(index) == (not ledger.placed)
+            assert self.packer._tasks[index] == 0 or ledger.placed
 
     def teardown(self) -> None:
         if not hasattr(self, "packer"):
@@ -524,3 +524,22 @@ class Packing(RuleBasedStateMachine):
 TestPacking = Packing.TestCase
 TestPacking.settings = settings(max_examples=60, stateful_step_count=40, deadline=None,
                                 suppress_health_check=[HealthCheck.too_slow])
+
+
+def test_a_place_that_was_given_back_is_taken_again_as_long_as_nobody_has_any_of_it() -> None:
+    pack = Packer(platforms.load("aurora").node, ("a", "b"))
+    mine = pack.place(Resources(gpu_shares=TILE))
+    half = pack.place(Resources(gpu_shares=TILE // 2))
+    assert mine is not None and half is not None
+    assert not pack.retake(mine) and pack.retake(half) is False
+    pack.free(mine)
+    assert pack.retake(mine) and not pack.retake(mine)
+    pack.free(mine)
+    other = pack.place(Resources(gpu_shares=TILE))
+    assert other == mine and not pack.retake(mine)
+    pack.free(half)
+    assert pack.retake(half)
+    pack.free(half)
+    pack.free(other)
+    assert pack.capacity(Resources(gpu_shares=TILE)) == 24
+    assert sum(pack.place(Resources(gpu_shares=TILE)) is not None for _ in range(25)) == 24
