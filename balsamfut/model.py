@@ -237,7 +237,7 @@ class ShellResult:
     def __init__(self, returncode: int, stdout: str, stderr: str, workdir: str,
                  logged: tuple[str, int, int] | None = None) -> None:
         object.__setattr__(self, "returncode", returncode)
-        object.__setattr__(self, "_paths", (stdout, stderr, workdir))
+        object.__setattr__(self, "_paths", (os.path.join(workdir, stdout), os.path.join(workdir, stderr), workdir))
         object.__setattr__(self, "_logged", None if logged is None else Span(*logged))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -256,8 +256,11 @@ class ShellResult:
         return restored(self._paths[2], self._logged)
 
     def __reduce__(self) -> tuple[type[ShellResult], tuple[object, ...]]:
+        stdout, stderr, workdir = self._paths
+        inside = os.path.join(workdir, "")        # a million of these are in a database
+        stdout, stderr = stdout.removeprefix(inside), stderr.removeprefix(inside)
         logged = () if self._logged is None else (tuple(self._logged),)
-        return ShellResult, (self.returncode, *self._paths, *logged)
+        return ShellResult, (self.returncode, stdout, stderr, workdir, *logged)
 
     def __eq__(self, other: object) -> bool:
         return (isinstance(other, ShellResult)

@@ -61,62 +61,70 @@ class OutputLog:
         self._folder = folder
         self._name = name.replace("/", "_")
         self._path = ""
-        self._fds: list[int] = []        # of the log and of the index
-        self._sizes = [0, 0]
+        self._index = -1
+        self._sizes = 0, 0               # of the log and of the index
         self._broken = False
 
     def append(self, task: int, attempt: int, data: bytes) -> Span:
         """Keep what an attempt wrote.  Raises OSError; nothing of it is there then."""
         if self._broken:
             raise OSError(errno.EIO, "an earlier write could not be taken back", self._path)
-        if not self._fds:
-            self._open()
+        if not self._path:
+            self._make()
         title = _TITLE % (task, attempt, len(data))
         start = self._sizes[0] + len(title)
         end = start + len(data)
-        body = title + data if data.endswith(b"\n") else title + data + b"\n"
-        records = body, _RECORD.pack(task, attempt, start, end)
+        text = title + data if data.endswith(b"\n") else title + data + b"\n"
+        record = _RECORD.pack(task, attempt, start, end)
         try:
-            for fd, record in zip(self._fds, records, strict=True):
-                if os.write(fd, record) < len(record):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+            # Closed each time: on a network file system others see it from then on, and it tells of a full disk.
+            log = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                _write(log, text)
+            finally:
+                os.close(log)
+            _write(self._index, record)
         except OSError:
             self._take_back()
             raise
-        self._sizes = [size + len(record) for size, record in zip(self._sizes, records, strict=True)]
+        self._sizes = self._sizes[0] + len(text), self._sizes[1] + len(record)
         return Span(self._path, start, end)
 
-    def _open(self) -> None:
+    def _make(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = 1
-        while not self._fds:
-            base = self._folder / f"{_PREFIX}{self._name}{f'.{number}' if number > 1 else ''}"
+        while True:
+            base = str(self._folder / f"{_PREFIX}{self._name}{f'.{number}' if number > 1 else ''}")
             try:
-                log = os.open(f"{base}{LOG}", _FLAGS, 0o600)
+                os.close(os.open(base + LOG, _FLAGS, 0o600))
+                break
             except FileExistsError:
                 number += 1
-                continue
-            try:
-                self._fds = [log, os.open(f"{base}{INDEX}", _FLAGS, 0o600)]
-            except OSError:
-                os.close(log)
-                os.unlink(f"{base}{LOG}")
-                raise
-            self._path = f"{base}{LOG}"
+        try:
+            self._index = os.open(base + INDEX, _FLAGS, 0o600)
+        except OSError:
+            os.unlink(base + LOG)
+            raise
+        self._path = base + LOG
 
     def _take_back(self) -> None:
         """Have the files end as before: whoever reads them finds records from the beginning on."""
         try:
-            for fd, size in zip(self._fds, self._sizes, strict=True):
-                os.ftruncate(fd, size)
+            os.truncate(self._path, self._sizes[0])
+            os.ftruncate(self._index, self._sizes[1])
         except OSError:
             self._broken = True
 
     def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+        if self._index >= 0:
+            os.close(self._index)
+        self._index = -1
         self._broken = True
+
+
+def _write(fd: int, data: bytes) -> None:
+    if os.write(fd, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def entries(log: str | os.PathLike[str]) -> Iterator[Entry]:

@@ -121,6 +121,16 @@ def test_a_write_that_fails_leaves_the_log_as_it_was_and_the_next_one_goes_well(
     assert (tmp_path / "output-n1.idx").stat().st_size == 64
 
 
+def test_nothing_is_kept_in_a_log_that_somebody_has_removed(tmp_path: Path) -> None:
+    log = OutputLog(tmp_path, "n1")
+    log.append(1, 1, b"one\n")
+    (tmp_path / "output-n1.log").unlink()
+    for _ in range(2):
+        with pytest.raises(OSError, match="output-n1.log"):
+            log.append(2, 1, b"two\n")
+    log.close()
+
+
 def test_a_log_that_cannot_be_made_leaves_nothing_and_is_made_later(tmp_path: Path) -> None:
     log = OutputLog(tmp_path, "n1")
     (tmp_path / "output-n1.idx").mkdir()
