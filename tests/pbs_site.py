@@ -5,9 +5,11 @@ A test module gets it by `pytest_plugins = ("pbs_site",)`, and its type, for ann
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,14 +60,20 @@ class FakePbs:
                 raise AssertionError(f"no job became {state}: {jobs}; {self.log()}")
             time.sleep(0.02)
 
-    def release(self, **fields: object) -> None:
+    def release(self) -> None:
         """Let the jobs run that were held, or could never run."""
-        for job in self.jobs():
+        for index, job in enumerate(self.jobs()):
             if job["state"] in "QH":
-                job.update({"state": "Q", "runs": True, "comment": "", "holds": "n", **fields})
-                path = self.directory / "jobs" / f"{job['number']}.json"
-                path.with_suffix(".part").write_text(json.dumps(job))
-                path.with_suffix(".part").replace(path)
+                self.edit(index, state="Q", runs=True, comment="", holds="n")
+
+    def edit(self, index: int, **fields: object) -> None:
+        """Change the server's record of a job, as the job's runner would."""
+        with open(self.directory / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            job = {**self.jobs()[index], **fields}
+            path = self.directory / "jobs" / f"{job['number']}.json"
+            path.with_suffix(".part").write_text(json.dumps(job))
+            path.with_suffix(".part").replace(path)
 
     def log(self) -> str:
         path = self.directory / "runner.log"
@@ -77,9 +85,21 @@ class FakePbs:
             self.untell(name)
         for job in self.jobs():
             if job["state"] != "F":
-                subprocess.run([BIN / "qdel", "-W", "force", job["id"]], check=False, capture_output=True)
+                qdel = [self.directory / "bin" / "qdel", "-W", "force", job["id"]]
+                subprocess.run(qdel, check=False, capture_output=True)
         for index, _ in enumerate(self.jobs()):
             self.wait("F", index)
+
+
+def commands(directory: Path) -> Path:
+    """The fakes, started by this Python: the one on PATH may be a script that takes longer than they do."""
+    directory.mkdir()
+    for fake in BIN.glob("q*"):
+        if not fake.suffix:
+            link = directory / fake.name
+            link.write_text(f"#!{sys.executable} -SEB\nimport sys\nsys.path[0] = {str(BIN)!r}\n{fake.read_text()}")
+            link.chmod(0o755)
+    return directory
 
 
 @pytest.fixture
@@ -87,7 +107,7 @@ def fake_pbs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """A PBS that answers, runs what it is given at once, and kills a second after SIGTERM."""
     made = FakePbs(tmp_path_factory.mktemp("pbs"))
     monkeypatch.setenv("FAKE_PBS_DIR", str(made.directory))
-    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{commands(made.directory / 'bin')}{os.pathsep}{os.environ['PATH']}")
     made.tell("kill_delay", "1")
     yield made
     made.close()

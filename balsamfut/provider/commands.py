@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,7 @@ import msgspec
 
 _MOST: Final = 64 << 20   # bytes of output that are read
 _STUCK: Final = 8         # commands that were killed and are still there before no other one is started
+_AT_ONCE: Final = 4       # login nodes count a user's processes, and a server that is slow is not helped by more of us
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -49,10 +51,19 @@ class _Running:
     then: Then | None = None                         # None: it was told that it did not answer
 
 
+@dataclass(slots=True)
+class _Waiting:
+    argv: tuple[str, ...]
+    limit: float
+    then: Then
+    text: str
+
+
 class Commands:
-    """Commands under way."""
+    """Commands under way: some run, the others wait for their turn."""
 
     def __init__(self) -> None:
+        self._waiting: deque[_Waiting] = deque()
         self._running: dict[int, _Running] = {}   # by pidfd, readable when the process has ended
         self._failed: list[tuple[Then, Result]] = []
         self._epoll = select.epoll()
@@ -61,31 +72,8 @@ class Commands:
 
     def start(self, argv: Sequence[str], now: float, limit: float, then: Then, text: str = "") -> None:
         """Start a command with this text for its stdin; poll calls `then` when it or its time (seconds) is over."""
-        words = tuple(argv)
-        stuck = [each.argv[0] for each in self._running.values() if each.then is None]
-        if len(stuck) >= _STUCK:
-            self._fail(then, words, f"{len(stuck)} commands that were killed are still there: {', '.join(stuck)}")
-            return
-        files: list[int] = []
-        child = None
-        try:
-            files += (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr"))
-            os.write(files[0], text.encode())
-            os.lseek(files[0], 0, os.SEEK_SET)
-            child = subprocess.Popen(words, stdin=files[0], stdout=files[1], stderr=files[2], start_new_session=True)
-            fd = os.pidfd_open(child.pid)
-        except (OSError, ValueError) as exc:
-            for each in files:
-                os.close(each)
-            if child is not None:   # no descriptors left: nobody would see its end
-                _kill(child)
-                child.wait()
-            why = "it is not on the PATH of this process" if isinstance(exc, FileNotFoundError) else str(exc)
-            self._fail(then, words, f"cannot start {words[0]}: {why}", began=child is not None)
-            return
-        os.close(files.pop(0))
-        self._epoll.register(fd, select.EPOLLIN)
-        self._running[fd] = _Running(words, child, now + limit, limit, files, then)
+        self._waiting.append(_Waiting(tuple(argv), limit, then, text))
+        self._launch(now)
 
     def ring(self) -> None:
         """Make fds readable until the next poll."""
@@ -100,6 +88,7 @@ class Commands:
                 self._ended(fd, now)
         for running in [each for each in self._running.values() if each.then is not None and now >= each.until]:
             self._too_late(running, now)
+        self._launch(now)
         failed, self._failed = self._failed, []
         for then, result in failed:
             then(result, now)
@@ -123,8 +112,40 @@ class Commands:
         self._epoll.close()
         os.close(self._bell)
 
-    def _fail(self, then: Then, argv: tuple[str, ...], error: str, began: bool = False) -> None:
-        self._failed.append((then, Result(argv, None, error=error, began=began)))
+    def _launch(self, now: float) -> None:
+        while self._waiting and sum(each.then is not None for each in self._running.values()) < _AT_ONCE:
+            waiting = self._waiting.popleft()
+            stuck = [each.argv[0] for each in self._running.values() if each.then is None]
+            if len(stuck) >= _STUCK:
+                self._fail(waiting, f"{len(stuck)} commands that were killed are still there: {', '.join(stuck)}")
+            else:
+                self._begin(waiting, now)
+
+    def _begin(self, waiting: _Waiting, now: float) -> None:
+        words = waiting.argv
+        files: list[int] = []
+        child = None
+        try:
+            files += (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr"))
+            os.write(files[0], waiting.text.encode())
+            os.lseek(files[0], 0, os.SEEK_SET)
+            child = subprocess.Popen(words, stdin=files[0], stdout=files[1], stderr=files[2], start_new_session=True)
+            fd = os.pidfd_open(child.pid)
+        except (OSError, ValueError) as exc:
+            for each in files:
+                os.close(each)
+            if child is not None:   # no descriptors left: nobody would see its end
+                _kill(child)
+                child.wait()
+            why = "it is not on the PATH of this process" if isinstance(exc, FileNotFoundError) else str(exc)
+            self._fail(waiting, f"cannot start {words[0]}: {why}", began=child is not None)
+            return
+        os.close(files.pop(0))
+        self._epoll.register(fd, select.EPOLLIN)
+        self._running[fd] = _Running(words, child, now + waiting.limit, waiting.limit, files, waiting.then)
+
+    def _fail(self, waiting: _Waiting, error: str, began: bool = False) -> None:
+        self._failed.append((waiting.then, Result(waiting.argv, None, error=error, began=began)))
         self.ring()
 
     def _ended(self, fd: int, now: float) -> None:

@@ -32,9 +32,14 @@ class PbsRules(msgspec.Struct, frozen=True):
     place: str = ""                  # "scatter": one node for each chunk, where nodes may be shared
     filesystems: str = ""            # for blocks that name none
 
+    def __post_init__(self) -> None:
+        if "{nodes}" not in self.select or not self.select.startswith("select="):
+            raise ValueError(f"select = {self.select!r} must begin with select= and contain {{nodes}}, "
+                             "which stands for the number of nodes")
+
     @classmethod
     def of(cls, scheduler: Mapping[str, Any]) -> PbsRules:
-        """Raises msgspec.ValidationError for a value of the wrong kind."""
+        """Raises msgspec.ValidationError for a value that it cannot be."""
         return msgspec.convert(dict(scheduler), cls)
 
 
@@ -45,7 +50,7 @@ def script(spec: BlockSpec, rules: PbsRules) -> str:
         f"-N {spec.token}",
         spec.project and f"-A {spec.project}",
         spec.queue and f"-q {spec.queue}",
-        f"-l {rules.select.format(nodes=spec.nodes)}",
+        f"-l {rules.select.replace('{nodes}', str(spec.nodes))}",
         rules.place and f"-l place={rules.place}",
         f"-l walltime={clock(spec.walltime)}" if spec.walltime else "",
         filesystems and f"-l filesystems={filesystems}",

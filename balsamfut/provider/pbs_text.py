@@ -180,14 +180,16 @@ def _text(out: str) -> dict[str, dict[str, str]]:
 
 
 def _by_letter(letter: str) -> Sight:
-    """A job's state letter.  M: it was moved to another server, of which the details may tell."""
+    """What a job's state letter says."""
     if letter in "FX":
         return Sight(BlockState.ENDED)
     if letter in "REB":
         return Sight(BlockState.RUNNING, "")
     if letter in "SU":
         return Sight(BlockState.RUNNING, "suspended")
-    return Sight(BlockState.QUEUED if letter in "QHWT" else None)
+    if letter in "QHWT":
+        return Sight(BlockState.QUEUED)
+    return Sight(None, f"this server has no such job any more (state {letter})")   # M: it was moved to another one
 
 
 def sight(record: Mapping[str, str]) -> Sight:
@@ -201,7 +203,7 @@ def sight(record: Mapping[str, str]) -> Sight:
         holds = record.get("Hold_Types", "n")
         held = "" if letter != "H" else "held" if holds == "n" else f"held ({holds})"
         return Sight(BlockState.QUEUED, ": ".join(filter(None, (held, comment))))
-    return Sight(seen.state, comment) if seen.text != "" else seen
+    return seen
 
 
 def _ended(record: Mapping[str, str], comment: str) -> Sight:

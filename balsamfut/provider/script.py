@@ -53,7 +53,7 @@ def clock(seconds: float) -> str:
 def job_script(spec: BlockSpec, prefix: str, directives: Iterable[str], first: Iterable[str] = ()) -> str:
     """The script, its directives after `prefix` ("#PBS"), then the lines in `first`."""
     lines = ["#!/bin/bash -l"]   # a login shell: it knows `module`
-    lines += (f"{prefix} {line}" for line in directives)
+    lines += (f"{prefix} {line.removeprefix(prefix).strip()}" for line in directives)
     lines += ["", *first, f"cd {shlex.quote(spec.cwd)}"]
     lines += (f"export {name}={shlex.quote(value)}" for name, value in spec.environ)
     lines += (f"{name}={shlex.quote(value)}" for name, value in spec.params)

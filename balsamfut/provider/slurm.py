@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -40,11 +40,11 @@ class SlurmRules(msgspec.Struct, frozen=True):
 
     partition: str = ""                 # for every block
     constraint: str = ""
-    queue_option: str = "partition"     # what a block's queue is called there: partition or qos
+    queue_option: Literal["partition", "qos"] = "partition"   # what a block's queue is there
 
     @classmethod
     def of(cls, scheduler: Mapping[str, Any]) -> SlurmRules:
-        """Raises msgspec.ValidationError for a value of the wrong kind."""
+        """Raises msgspec.ValidationError for a value that it cannot be."""
         return msgspec.convert(dict(scheduler), cls)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,7 +114,7 @@ def test_all_blocks_are_looked_at_by_one_cheap_question_and_the_full_one_is_abou
     fake_pbs.wait("F", 1)
     ended = site.until(BlockState.ENDED)
     assert (ended.token, ended.exit_code) == ("bf-b1", 0)
-    assert [call for call in fake_pbs.calls() if " -f " in call] == [f"qstat -x -f -F json {ids['bf-b1']}"]
+    assert [call for call in fake_pbs.calls() if " -x " in call] == [f"qstat -x -f -F json {ids['bf-b1']}"]
 
 
 def test_a_cancelled_block_gets_sigterm_then_sigkill_and_its_end_is_told(site: Site, fake_pbs: FakePbs) -> None:
@@ -335,6 +336,59 @@ def test_a_submission_waits_for_a_server_that_is_down_and_can_be_cancelled_meanw
     assert site.until(lambda status: status.token == "bf-dropped" and status.over).state == BlockState.REFUSED
     assert site.until(lambda status: status.token == "bf-kept" and status.over).exit_code == 0
     assert [job["name"] for job in fake_pbs.jobs()] == ["bf-kept"]
+
+
+def test_a_submission_that_is_cancelled_before_it_was_answered_is_ended_once_it_is_found(
+        site: Site, fake_pbs: FakePbs) -> None:
+    fake_pbs.tell("hang-after", "qsub")
+    site.bash("sleep 300", walltime=3600.0)
+    fake_pbs.wait("R")
+    site.provider.cancel("bf-b1", site.now)
+    site.now += PACE.timeout
+    site.provider.poll(site.now)
+    fake_pbs.untell("hang-after")
+    assert site.until(BlockState.ENDED).exit_code == -15
+
+
+def test_a_qsub_that_crashes_again_and_again_is_given_up_and_never_doubled(site: Site, fake_pbs: FakePbs) -> None:
+    fake_pbs.tell("refuse", "134 double free or corruption (out)")
+    site.bash("true")
+    refused = site.until(BlockState.REFUSED)
+    assert refused.again and refused.text == "given up after 5 tries: double free or corruption (out)"
+    commands = [call.split()[0] for call in fake_pbs.calls()]
+    assert commands == ["qsub", "qselect", "qselect"] * PACE.tries
+
+
+def test_of_two_jobs_of_one_name_the_second_is_ended(site: Site, fake_pbs: FakePbs) -> None:
+    for _ in range(2):
+        subprocess.run(["qsub", "-f", "-N", "bf-b1", "--", "/bin/sleep", "300"], check=True, capture_output=True)
+    fake_pbs.wait("R", 0)
+    fake_pbs.wait("R", 1)
+    site.provider.adopt("bf-b1", "", site.now)
+    assert site.until(BlockState.RUNNING).id == fake_pbs.jobs()[0]["id"]
+    fake_pbs.wait("F", 1)
+    assert fake_pbs.jobs()[0]["state"] == "R"
+
+
+def test_a_job_that_pbs_puts_back_in_the_queue_is_told_so(site: Site, fake_pbs: FakePbs) -> None:
+    site.bash("sleep 300", walltime=3600.0)
+    site.until(BlockState.RUNNING)
+    fake_pbs.edit(0, state="H", holds="s", comment="job held, too many failed attempts to run")
+    held = site.until(lambda status: bool(status.text))
+    assert (held.state, held.text) == (BlockState.QUEUED, "held (s): job held, too many failed attempts to run")
+    fake_pbs.edit(0, state="R")
+    assert site.until(BlockState.RUNNING).text == ""
+
+
+def test_many_blocks_are_submitted_a_few_at_a_time(site: Site, fake_pbs: FakePbs) -> None:
+    fake_pbs.tell("hang", "qsub")
+    for n in range(9):
+        site.bash("true", token=f"bf-{n}")
+    await_calls(fake_pbs, "qsub", 4)
+    site.provider.poll(site.now)
+    assert len(fake_pbs.calls("qsub")) == 4
+    fake_pbs.untell("hang")
+    assert {site.until(BlockState.ENDED).token for _ in range(9)} == {f"bf-{n}" for n in range(9)}
 
 
 def test_the_next_interchange_adopts_blocks_by_id_and_by_name(site: Site, fake_pbs: FakePbs) -> None:

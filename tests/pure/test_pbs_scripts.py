@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +69,22 @@ def test_a_dry_run_gives_the_script_or_says_why_there_is_none() -> None:
     with pytest.raises(ValueError, match="queue = 'a b' cannot be given to the batch system"):
         provider.script(spec("aurora", queue="a b"))
     provider.close()
+
+
+def test_a_directive_may_be_given_as_it_stands_in_a_script() -> None:
+    bare = BlockSpec("bf-1", ("true",), "/site/log", "/site", directives=("#PBS -p 10", "-W umask=022"))
+    assert "#PBS -p 10\n#PBS -W umask=022\n\n" in pbs_script(bare, PbsRules())
+
+
+@pytest.mark.parametrize(("rules", "scheduler", "words"), [
+    (PbsRules, {"select": "select=2"}, "must begin with select= and contain {nodes}"),
+    (PbsRules, {"place": 3}, "Expected `str`"),
+    (SlurmRules, {"queue_option": "queue"}, "Invalid enum value 'queue'"),
+])
+def test_a_machine_that_is_described_wrongly_is_refused(rules: type[PbsRules], scheduler: dict[str, object],
+                                                       words: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=words):
+        rules.of(scheduler)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
