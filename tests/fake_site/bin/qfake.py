@@ -134,10 +134,12 @@ def find(name: str) -> Job | None:
 
 def queue_of(name: str) -> dict[str, Any]:
     text = told("queues.json")
-    queues = json.loads(text) if text is not None else {name: {}}
-    if name not in queues:
+    known = json.loads(text) if text is not None else {name: {}}
+    if any(band["name"] == name for queue in known.values() for band in queue.get("bands", [])):
+        raise Failed(174, "Access to queue is denied")
+    if name not in known:
         raise Failed(170, "Unknown queue")
-    return queues[name]
+    return known[name]
 
 
 # -------------------------------------------------------------------- qsub
@@ -534,7 +536,58 @@ def as_table(found: list[Job]) -> str:
     return "\n".join(lines)
 
 
+def queues(words: list[str]) -> int:
+    """qstat -Q -f -F json, for all queues or those that are named."""
+    names = [word for word in words if not word.startswith("-") and word != "json"]
+    known = json.loads(told("queues.json") or '{"workq": {}}')
+    listed: dict[str, Any] = {}
+    for name, queue in known.items():
+        listed[name] = described(name, queue)
+        for band in queue.get("bands", []):
+            listed[band["name"]] = described(band["name"], band, routed=True)
+    code = 0
+    for name in names:
+        if name not in listed:
+            print(f"qstat: Unknown queue {name}", file=sys.stderr)
+            code = 170
+    whole = {"timestamp": int(time.time()), "pbs_version": "23.06.06", "pbs_server": SERVER}
+    chosen = {name: queue for name, queue in listed.items() if not names or name in names}
+    if chosen:
+        whole["Queue"] = chosen
+    print(json.dumps(whole, indent="\t", separators=(",", ":\t")))
+    return code
+
+
+def described(name: str, queue: dict[str, Any], routed: bool = False) -> dict[str, Any]:
+    """A queue's attributes, in PBS's order."""
+    mine = [job for job in jobs() if job["queue"] == name and job["state"] != "F"]
+    count = {"Queued": "Q", "Held": "H", "Running": "R", "Exiting": "E"}
+    states = " ".join(f"{word}:{sum(job['state'] == count.get(word) for job in mine)}"
+                      for word in ("Transit", "Queued", "Held", "Waiting", "Running", "Exiting", "Begun"))
+    shown: dict[str, Any] = {"queue_type": "Route" if queue.get("routing") else "Execution", "total_jobs": len(mine),
+                             "state_count": f"{states} "}
+    if routed:
+        shown["from_route_only"] = "True"
+    for index, key in ((1, "resources_max"), (0, "resources_min")):
+        limits = {}
+        if "nodes" in queue:
+            limits["nodect"] = queue["nodes"][index]
+        if "walltime" in queue and queue["walltime"][index]:
+            limits["walltime"] = hms(queue["walltime"][index])
+        if limits and not queue.get("routing"):
+            shown[key] = limits
+    if queue.get("routing"):
+        shown["route_destinations"] = ",".join(band["name"] for band in queue.get("bands", []))
+    shown["enabled"], shown["started"] = str(queue.get("enabled", True)), str(queue.get("started", True))
+    for key in ("max_queued", "max_run"):
+        if key in queue:
+            shown[key] = f"[u:PBS_GENERIC={queue[key]}]"
+    return shown
+
+
 def qstat(words: list[str]) -> int:
+    if "-Q" in words:
+        return queues(words)
     flags = {word for word in words if word.startswith("-")}
     names = [word for word in words if not word.startswith("-") and word != "json"]
     full, history = "-f" in flags, "-x" in flags
@@ -582,7 +635,7 @@ def qdel(words: list[str]) -> int:
     with locked():
         job = find(names[0])
         if job is None:
-            raise Failed(153, f"Unknown Job Id {names[0]}")
+            raise Failed(153, f"Unknown Job Id {names[0].partition('.')[0]}.{SERVER}")
         if job["state"] == "F":
             raise Failed(35, f"Job has finished {job['id']}")
         if job["state"] == "E":
