@@ -19,6 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("process", "site"):
             if HERE / name in item.path.parents:
                 item.add_marker(name)
+        if "can_have_hosts" in getattr(item, "fixturenames", ()):     # several hosts on this one: they take their time
+            item.add_marker("site")
 
 
 @pytest.hookimpl(hookwrapper=True)

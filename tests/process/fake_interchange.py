@@ -101,9 +101,10 @@ class FakeInterchange:
             while self._do:
                 self._do.pop(0)()
             for peer, message in self.door.receive(100):
+                with self._changed:      # first: once it is answered, a test may look for it
+                    self.got.append(message)
                 self._handle(peer, message)
                 with self._changed:
-                    self.got.append(message)
                     self._changed.notify_all()
         self.door.close(0.5)
 

@@ -28,7 +28,8 @@ SCRIPT = """
     @app.shell("echo Hello, {{ say_hello_to }}! $ZE_AFFINITY_MASK")
     def hello(say_hello_to: str): ...
 
-    @app.shell("echo rank $PMI_RANK $BALSAMFUT_NODES $ZE_AFFINITY_MASK", num_nodes=2, ranks_per_node=12, gpus_per_rank=1)
+    @app.shell("echo rank $PMI_RANK $BALSAMFUT_NODES $ZE_AFFINITY_MASK", num_nodes=2, ranks_per_node=12,
+               gpus_per_rank=1)
     def wide(): ...
 
     with Executor("hello", site="page", wait=False):
@@ -61,7 +62,7 @@ def test_the_page_from_the_site_to_the_blocks_history(site: Path, tmp_path: Path
         refused = balsamfut("queue", "submit", "--site", "page", "-n", "2", "-t", "10", "-q", "debug-scaling")
         assert refused.returncode == 2 and "-A" in refused.stderr
         number = Site("page").queue.submit(num_nodes=2, wall_time_min=10, queue="debug-scaling", project="demo")
-        until(lambda: {task["state"] for task in told("task", "ls", "--site", "page")} == {"DONE"}, "all are done", 60.0)
+        until(lambda: {task["state"] for task in told("task", "ls", "--site", "page")} == {"DONE"}, "all are done", 60)
         hellos = [(site / "data" / "demo" / f"hello{n}" / "job.out").read_text().split() for n in range(30)]
         assert [" ".join(words[:3]) for words in hellos] == [f"Hello, world {n}!" for n in range(30)]
         assert all(re.fullmatch(r"[0-5]\.[01]", words[3]) for words in hellos)

@@ -56,7 +56,7 @@ class Rig:
         self.packer = Packer(self.platform.node, NODES)
         self.processes = Processes()
         self.desk = Desk(site=directory, pilot=1, token=f"faults-{os.getpid()}-{time.monotonic_ns()}", host="here",
-                         platform=self.platform, names=NODES, pretend=False, apart=True)
+                         platform=self.platform, names=NODES, pretend=False, apart=launcher.flavour == "pals")
         path = tuple(os.path.abspath(entry) for entry in sys.path)
         self.desk.pools[b"P"] = Pool(sys.executable, path, os.getcwd(), tuple(sorted(os.environ.items())))
         self.commands = Commands(self.desk, self.processes)
