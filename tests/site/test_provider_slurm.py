@@ -28,9 +28,11 @@ class Site:
         self.token = f"bf-{uuid.uuid4().hex[:12]}"
         self.news: list[BlockStatus] = []
 
-    def submit(self, text: str, **more: object) -> str:
+    def submit(self, text: str, *directives: str, **more: object) -> str:
+        # A home of its own: the profiles of whoever runs the tests may take long, or mind being killed.
         spec = BlockSpec(self.token, ("/bin/bash", "-c", text), log=str(self.directory / "log" / "block.log"),
-                         cwd=str(self.directory), **{"walltime": 120.0, **more})  # type: ignore[arg-type]
+                         cwd=str(self.directory), directives=(f"--export=HOME={self.directory}", *directives),
+                         **{"walltime": 120.0, **more})  # type: ignore[arg-type]
         return self.provider.submit(spec, time.time())
 
     def until(self, condition: Callable[[BlockStatus], bool] | BlockState, seconds: float = 90.0) -> BlockStatus:
@@ -83,7 +85,7 @@ def test_what_slurm_refuses_is_told_in_its_words(site: Site) -> None:
 
 
 def test_a_block_that_waits_says_why_and_is_cancelled_where_it_waits(site: Site) -> None:
-    site.submit("true", directives=("--hold",))
+    site.submit("true", "--hold")
     held = site.until(lambda status: status.state == BlockState.QUEUED and bool(status.text))
     assert held.text == "PENDING (JobHeldUser)"
     site.provider.cancel(site.token, time.time())
