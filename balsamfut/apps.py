@@ -158,8 +158,8 @@ def _check_texts(parts: AppParts, options: CallOptions, where: str) -> None:
         for option in ("pooled", "gather"):
             if options.given.get(option):
                 name = "mpi='pool'" if option == "pooled" else option
-                raise InvalidOption(f"{where}: {name} is for Python functions; {parts.name} is a command, and each of its "
-                                    "calls is a launch of its own")
+                raise InvalidOption(f"{where}: {name} is for Python functions; {parts.name} is a command, and each of "
+                                    "its calls is a launch of its own")
     if options.templated:
         from balsamfut.templates import check
 

@@ -3,7 +3,7 @@
     python bench/leader.py [--nodes 10624] [--tasks 200000] [--seconds 20] [--players 2] [--json]
 
 The leader is balsamfut's own pilot process with that many hosts, tiles of Aurora and CURVE connections; each follower
-is a connection of its own, but many share a process, start nothing, and say after some seconds that a command has ended.
+is a connection of its own, but many share a process, start nothing, and say after some seconds that a command is over.
 What is told: the time until all are here, memory and open files of the leader, what idling costs, and how many one-tile
 commands it starts and ends in a second, with the CPU time of each.
 """
@@ -178,7 +178,8 @@ def measure(options: argparse.Namespace, site: Path) -> dict[str, float]:
     env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     began = time.time()
     leader = subprocess.Popen([
-        sys.executable, "-c", LEAD.format(here=str(HERE)), "--site", str(site), "--pilot", "1", "--token", "bench", "--pretend",
+        sys.executable, "-c", LEAD.format(here=str(HERE)), "--site", str(site), "--pilot", "1", "--token", "bench",
+        "--pretend",
         "--address", interchange.door.address, "--platform", "aurora", "--hosts", str(site / "hosts"),
         "--gather", "600"], env=env)
     join = site / "run" / "pilot-1" / "join"
