@@ -1,9 +1,9 @@
 """A batch system on a virtual clock: queues, limits, routing and waits, and nothing that is real.
 
 Waits are drawn from a seeded log-normal distribution whose median grows with width and length.  The k-th block of a
-queue has the same luck whoever submits it, so that two ways of asking can be compared.  As PBS has it on Aurora, no more
-blocks of one user or project than may run accrue waiting time, a queue refuses what breaks its limits, and a routing
-queue takes a block that none of its bands takes and drops it without a word.
+queue has the same luck whoever submits it, so that two ways of asking can be compared.  As PBS has it on Aurora, no
+more blocks of one user or project than may run accrue waiting time, a queue refuses what breaks its limits, and a
+routing queue takes a block that none of its bands takes and drops it without a word.
 """
 
 from __future__ import annotations

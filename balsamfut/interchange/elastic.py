@@ -26,7 +26,7 @@ SPARE: Final = 0.7
 """... and one that waits is withdrawn when the others have to do no more than this."""
 LITTLE: Final = 0.02     # of the work that is ready: no block is asked for that much while others are there
 LASTS: Final = 300.0     # seconds that a surplus has to last
-ROWS: Final = 8          # tasks in a row on each place, so that few places are idle while the last ones run ...
+ROWS: Final = 6          # tasks in a row on each place, so that few places are idle while the last ones run ...
 ANYWAY: Final = 64       # ... but so many nodes are asked for whatever that costs
 AT_ONCE: Final = 4       # blocks asked for in one turn: a mistake shows before it is made a hundred times
 LONGEST_PAUSE: Final = HOUR
@@ -116,7 +116,7 @@ def _said(decision: Decision) -> str:
 
 
 def _idle(view: View) -> list[Release]:
-    """Blocks that run nothing, and that nothing which is ready could run on."""
+    """Blocks that run nothing, and on which nothing that is ready could run: at once where that is for want of time."""
     found = []
     keep = view.settings.min_blocks if any(demand.count for demand in view.demands) else 0
     there = sum(1 for block in view.blocks if block.phase is not Phase.LEAVING and block.serves)
@@ -124,9 +124,10 @@ def _idle(view: View) -> list[Release]:
         if block.phase is not Phase.RUNNING or not block.ours or not block.idle_since:
             continue
         idle = view.now - block.idle_since
-        if idle < view.settings.idle or there <= keep:
-            continue
         left = block.left(view.now)
+        late = any(demand.count and demand.nodes <= block.nodes and demand.span > left for demand in view.demands)
+        if (idle < view.settings.idle and not late) or there <= keep:
+            continue
         if not any(demand.count and demand.usable(block.nodes, left) for demand in view.demands):
             found.append(Release(block.token, f"it has run nothing for {span(idle)}, and nothing that is ready fits"))
             there -= 1
@@ -170,6 +171,7 @@ class _Planner:
         self._held = [block for block in held if block.serves]
         self._all = Cover(view.demands, (), view.now, FILL)
         self._need = self._all.left
+        self._large = self._all.useful() // ROWS > ANYWAY     # it is worth while that many blocks try their luck
         pending = [Wait(block.queue, block.nodes, block.wall, view.now - block.since, view.now)
                    for block in held if block.phase is Phase.QUEUED]
         self._waits = Waits(view.seen, pending, view.now)
@@ -189,7 +191,9 @@ class _Planner:
         earliest = market.earliest(self._all, self._held, self._waits, view.now)
         for block in self._held:
             left = block.left(view.now)
-            self.counts[block.token] = part_by(earliest, left, starts_in(block, self._waits, view.now)) / max(left, 1.0)
+            if block.phase is Phase.RUNNING or self._large:
+                may = starts_in(block, self._waits, view.now)
+                self.counts[block.token] = part_by(earliest, left, may) / max(left, 1.0)
         cover = Cover(view.demands, self._held, view.now, FILL, counts=self.counts)
         if view.paused:
             lines.append("the elastic queue is paused: no block is asked for")
@@ -202,8 +206,10 @@ class _Planner:
             over = sum(left for i, left in enumerate(cover.over) if i not in placeless)
             if homeless is None and (over <= (LITTLE * self._need if self._held or found else 0.0)) and lacking <= 0:
                 break
-            of = cover if over > 0.0 else self._all
-            shape = market.choose(of, min(earliest, FOREVER), homeless)
+            if over > 0.0:
+                shape = market.choose(cover, earliest, homeless)
+            else:
+                shape = market.choose(self._all, earliest, 0)
             if shape is not None:
                 market.take(shape)
                 found.append(self._submit(shape, cover, homeless, over, earliest))
@@ -227,7 +233,7 @@ class _Planner:
             why = f"there are to be at least {self.view.settings.min_blocks} blocks"
         left = shape.wall - STARTUP
         may = self._waits.left(shape.queue, shape.nodes, shape.wall, 0.0)
-        cover.add(shape.nodes, left, part_by(earliest, left, may) / left)
+        cover.add(shape.nodes, left, part_by(earliest, left, may) / left if self._large else 1.0)
         return Submit(shape.queue, shape.nodes, shape.wall, f"{why}; it may wait {span(shape.wait)}")
 
     # ---- limits

@@ -22,7 +22,10 @@ WALLS: Final = tuple(60.0 * minutes for minutes in (
 """Walltimes that are asked for; few, so that what was seen of their waits adds up."""
 FOREVER: Final = 365 * 24 * HOUR
 GOOD: Final = 0.75       # part of a block's time that it has work for: less is wasteful where more is to be had
-NEARLY: Final = 0.95     # shapes that do this part of what the best one does are as good, and the cheapest is taken
+NEARLY: Final = 0.87     # shapes that do this part of what the best one does are as good, and the cheapest is taken
+SPARE_TIME: Final = 1.5
+"""A block asks for so many times the walltime that is planned for: when others are late it can go on, and what it does
+not need it gives back."""
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -90,18 +93,29 @@ class Market:
         self.nodes = nodes
         self.budget = budget
         self.thrift = thrift
+        self._work = work
+        self._fair = {queue: thrift // max(1, min(places.get(queue, 0), blocks)) for queue in offers}
         self._offers = offers
-        self._does = {shape: does for found in offers.values() for shape in found
-                      if (does := work.yields(shape.nodes, shape.wall - STARTUP)) > 0.0}
+        self._known: dict[tuple[int, float], float] = {}
+
+    def _does(self, shape: Shape) -> float:
+        """Node-seconds of all the work that a block of this shape does in its time."""
+        key = shape.nodes, shape.wall
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._work.yields(shape.nodes, shape.wall - STARTUP)
+        return known
 
     def earliest(self, work: Cover, held: Sequence[Block], waits: Waits, now: float) -> float:
         """Seconds until the work is done, with these blocks and what the queues take; FOREVER if it never is."""
-        starts = [(block, block.left(now), starts_in(block, waits, now)) for block in held]
+        starts = [(work.yields(block.nodes, left) / left, left, starts_in(block, waits, now))
+                  for block in held if (left := block.left(now)) > 0.0]
         need = work.left
+        able = {queue: self._able(queue) for queue in self._offers}
 
         def done(horizon: float) -> float:
-            there = sum(work.yields(block.nodes, part_by(horizon, left, may)) for block, left, may in starts)
-            return there + self._by(horizon)
+            there = sum(pace * part_by(horizon, left, may) for pace, left, may in starts)
+            return there + self._by(horizon, able)
 
         low, high = 0.0, HOUR
         while done(high) < need:
@@ -113,11 +127,11 @@ class Market:
             low, high = (low, middle) if done(middle) >= need else (middle, high)
         return high
 
-    def _by(self, horizon: float) -> float:
+    def _by(self, horizon: float, able: dict[str, list[Shape]]) -> float:
         """What new blocks do by then."""
         best = []
-        for queue in self._offers:
-            most, nodes = max(((by(horizon, shape, self._does[shape]), shape.nodes) for shape in self._able(queue)),
+        for queue, found in able.items():
+            most, nodes = max(((by(horizon, shape, self._does(shape)), shape.nodes) for shape in found),
                               default=(0.0, 0))
             best.append((most, nodes, self.places.get(queue, 0)))
         total, blocks, room = 0.0, self.blocks, min(self.nodes, self.thrift)
@@ -130,10 +144,10 @@ class Market:
         """What may be asked of a queue: not so wide that the nodes would not do for all of its places, since several
         blocks start sooner than one, and their luck differs."""
         places = min(self.places.get(queue, 0), self.blocks)
-        able = [shape for shape in self._offers[queue] if places and shape.nodes <= self.nodes
-                and shape.cost <= self.budget and shape in self._does]
-        fair = max(min((shape.nodes for shape in able), default=0), self.thrift // max(places, 1))
-        return [shape for shape in able if shape.nodes <= min(fair, self.thrift)]
+        able = [shape for shape in self._offers[queue] if places and shape.nodes <= min(self.nodes, self.thrift)
+                and shape.cost <= self.budget]
+        fair = max(min((shape.nodes for shape in able), default=0), self._fair[queue])
+        return [shape for shape in able if shape.nodes <= fair and self._does(shape) > 0.0]
 
     def choose(self, work: Cover, horizon: float, homeless: int | None) -> Shape | None:
         """The block to ask for, of those that do most by then; homeless: the class that it has to take."""
@@ -150,9 +164,15 @@ class Market:
             gains = {shape: min(work.left, by(horizon, shape, does[shape])) for shape in some}
             most = max(gains.values(), default=0.0)
             if most > 0.0:
-                return min((shape for shape in some if gains[shape] >= NEARLY * most),
+                best = min((shape for shape in some if gains[shape] >= NEARLY * most),
                            key=lambda shape: (shape.cost, shape.wait))
+                return self._longer(best)
         return None
+
+    def _longer(self, best: Shape) -> Shape:
+        """The same with some time to spare."""
+        return max((shape for shape in self._offers[best.queue] if shape.nodes == best.nodes
+                    and shape.cost <= self.budget and shape.wall <= SPARE_TIME * best.wall), key=lambda s: s.wall)
 
     def _whatever(self, hard: Demand) -> list[Shape]:
         able = [shape for queue, found in self._offers.items() if self.places.get(queue, 0) > 0 and self.blocks > 0
