@@ -199,7 +199,8 @@ class World:
             self._blocks(now)
             if now >= look:
                 self._ask(now)
-                look = now + PERIOD
+                idle = [block.idle_since + self.settings.idle for block in self.running.values() if block.idle_since]
+                look = min([now + PERIOD, *(each for each in idle if each > now)])
         ran = [job for job in self.pbs.over if job.start >= 0]
         hours = sum(job.nodes * (job.over - job.start) for job in ran) / HOUR
         return Outcome(self.done, hours, len(ran), len(self.pbs.over) - len(ran), self.pbs.refused, self.late,

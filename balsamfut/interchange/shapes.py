@@ -21,7 +21,7 @@ WALLS: Final = tuple(60.0 * minutes for minutes in (
     10080))
 """Walltimes that are asked for; few, so that what was seen of their waits adds up."""
 FOREVER: Final = 365 * 24 * HOUR
-GOOD: Final = 0.75       # part of a block's time that it has work for: less is wasteful where more is to be had
+GOOD: Final = 0.92       # part of a block's time that it has work for: less is wasteful where more is to be had
 NEARLY: Final = 0.87     # shapes that do this part of what the best one does are as good, and the cheapest is taken
 SPARE_TIME: Final = 1.5
 """A block asks for so many times the walltime that is planned for: when others are late it can go on, and what it does

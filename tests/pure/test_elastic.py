@@ -134,7 +134,7 @@ def test_much_work_is_asked_of_several_queues_at_once() -> None:
         new = submits(decide(msgspec.structs.replace(state, blocks=blocks, now=NOW + turn)))
         assert len(new) <= 4
         asked += new
-    assert {"prod", "debug-scaling"} <= {each.queue for each in asked}
+    assert "prod" in {each.queue for each in asked} and len({each.queue for each in asked}) > 1
     assert sum(each.queue == "prod" for each in asked) <= 10
 
 
