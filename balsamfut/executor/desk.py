@@ -122,8 +122,7 @@ class Desk:
             from balsamfut import placement, platforms
 
             welcome = self.client.welcome
-            machine = (platforms.workstation(welcome.cores or None) if welcome.platform in ("", "workstation")
-                       else platforms.load(welcome.platform))
+            machine = platforms.at(self.client.site, welcome.platform or "workstation", welcome.cores or None)
             why = placement.impossible(resources, machine.node, welcome.nodes or machine.max_nodes)
             if why is not None:
                 raise InvalidResources(why)

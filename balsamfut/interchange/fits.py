@@ -16,7 +16,8 @@ from balsamfut.placement import Packer
 class Fits:
     """How many requests of a kind fit into an empty pilot, on the nodes that it gives work to."""
 
-    def __init__(self) -> None:
+    def __init__(self, site: Path) -> None:
+        self._site = site
         self._packers: dict[tuple[str, int, int], Packer] = {}
 
     def __call__(self, pilot: Enrol, resources: Resources) -> int:
@@ -25,8 +26,7 @@ class Fits:
         key = (pilot.platform, pilot.cores, len(pilot.nodes))
         packer = self._packers.get(key)
         if packer is None:
-            workstation = pilot.platform == "workstation"
-            platform = platforms.workstation(pilot.cores) if workstation else platforms.load(pilot.platform)
+            platform = platforms.at(self._site, pilot.platform, pilot.cores)
             packer = self._packers[key] = Packer(platform.node, pilot.nodes)
         return packer.capacity(resources)
 

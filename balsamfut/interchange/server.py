@@ -67,16 +67,16 @@ class Server:
         chosen = self.settings.pilot
         usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
-        nodes = usual.nodes if args.embedded else platforms.load(platform).max_nodes
+        nodes = usual.nodes if args.embedded else platforms.at(site, platform).max_nodes
         first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
-        machine = platforms.load(platform)
+        machine = platforms.at(site, platform)
         provider = chosen.provider or machine.scheduler.get("kind") or "local"
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
             linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider)
-        self.core = Core(self.store.load_world(), config, Fits(), self.clock.now())
+        self.core = Core(self.store.load_world(), config, Fits(site), self.clock.now())
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
         networked = not args.embedded or bool(usual.hosts)     # there are clients or pilots on other hosts

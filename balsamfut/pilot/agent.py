@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from balsamfut import faults, platforms, settings
+from balsamfut.errors import BalsamfutError
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
 from balsamfut.pilot import smoke, spool
 from balsamfut.pilot.company import Company
@@ -329,7 +330,7 @@ class Agent:
 
     def stop(self, *_: object) -> None:
         """A signal handler: end in good order."""
-        self.asked_to_stop = True
+        self.asked_to_stop = self.staff.told_to_end = True
         self.waker.arm()
         self.waker.wake()
 
@@ -370,9 +371,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]         # thousands of followers, a file for each task's output
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    local = options.platform == "workstation"
-    platform = platforms.workstation(options.cores) if local else platforms.load(options.platform)
-    agent = Agent(options, platform)
+    platform = platforms.at(Path(options.site), options.platform, options.cores)
+    try:
+        agent = Agent(options, platform)
+    except BalsamfutError as error:
+        log.error("%s", error)
+        return 1
     signal.signal(signal.SIGTERM, agent.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # of the terminal: meant for the script, which tells us
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -350,8 +350,8 @@ class Core(Sliced):
         if worker.victim is not None and worker.victim is not attempt:
             # It began between the order to end another and that one's end: innocent, but it did begin.
             self._over(attempt, Fault.PILOT, error="the worker was ended for another task's sake")
-        elif attempt.cause in (Fault.KILLED, Fault.PILOT):
-            self._over(attempt, attempt.cause)
+        elif event.fault is Fault.PILOT or attempt.cause in (Fault.KILLED, Fault.PILOT):
+            self._over(attempt, attempt.cause or Fault.PILOT)
         elif attempt.cause is not Fault.NONE:
             self._failed(attempt, attempt.cause, None, "")
         else:

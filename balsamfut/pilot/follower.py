@@ -154,6 +154,7 @@ class Agent:
 
     def stop(self, *_: object) -> None:
         """A signal handler."""
+        self.staff.told_to_end = True
         self.done = "a signal"
         self.waker.arm()
         self.waker.wake()
@@ -176,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             del os.environ[name]
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        local = join.platform == "workstation"
-        platform = platforms.workstation(join.cores or None) if local else platforms.load(join.platform)
+        platform = platforms.at(Path(join.site), join.platform, join.cores or None)
         agent = Agent(join, platform, host)
         signal.signal(signal.SIGTERM, agent.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,13 +6,15 @@ Obeys orders and tells events; the agent that leads the pilot and those that fol
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
 
+from balsamfut.messages import Fault
 from balsamfut.pilot import slicehand
 from balsamfut.pilot.commands import Commands
 from balsamfut.pilot.desk import Desk
-from balsamfut.pilot.events import Event, Key, Tick
+from balsamfut.pilot.events import Commanded, Event, Key, Tick, WorkerGone
 from balsamfut.pilot.guarded import start_guardian
 from balsamfut.pilot.hand import Running
 from balsamfut.pilot.orders import Dismiss, Give, GrantPlace, Hire, Run, Signal, Take
@@ -23,6 +25,8 @@ from balsamfut.pilot.squad import Squad
 
 log = logging.getLogger("balsamfut.pilot")
 
+_SIGNALLED: Final = {sign * number + base for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+                     for sign, base in ((-1, 0), (1, 128))}
 SAMPLE: Final = 0.5
 """Seconds between looks at the memory of tasks that are limited."""
 
@@ -42,6 +46,9 @@ class Staff:
         self.slices = SliceHand(desk, self.processes)
         self.other: Callable[[Exit], None] = lambda exit: None     # is told of the ends of what is neither
         self._sampled = 0.0
+        # A batch system tells every process of a block to end, this agent among them: the deaths of others are then no
+        # task's own doing.
+        self.told_to_end = False
 
     def fds(self) -> Iterable[int]:
         """Readable when `listen` has something."""
@@ -97,6 +104,11 @@ class Staff:
 
     def listen(self, now: float) -> list[Event]:
         """What workers have said, and what has ended."""
+        events = self._listen(now)
+        return [_uncharged(event) for event in events] if self.told_to_end else events
+
+    def _listen(self, now: float) -> list[Event]:
+        """What workers have said, and what has ended."""
         events = [*self.squad.listen(), *self.slices.listen(now)]
         for exit in self.processes.reap():
             if isinstance(exit.key, tuple) and exit.key[0] == "worker":
@@ -144,3 +156,12 @@ class Staff:
         self.guardian.goodbye()
         self.squad.close()
         self.slices.close()
+
+
+def _uncharged(event: Event) -> Event:
+    """The end of something by a signal that was meant for all of the block."""
+    if isinstance(event, WorkerGone):
+        event.fault = Fault.PILOT
+    if isinstance(event, Commanded) and event.fault is Fault.TASK and event.returncode in _SIGNALLED:
+        event.fault = Fault.PILOT
+    return event

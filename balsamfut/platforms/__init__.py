@@ -176,6 +176,24 @@ def workstation(cores: int | None = None, overrides: Mapping[str, Any] | None = 
     return _build(raw)
 
 
+def at(site: Path, name: str, cores: int | None = None) -> Platform:
+    """The platform as a site has it: what its `platform.toml` says, of the same shape, goes before our file.
+
+    cores: of a workstation.  Raises SettingsError, also for a file that does not fit.
+    """
+    path = site / "platform.toml"
+    try:
+        overrides = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        overrides = {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    try:
+        return workstation(cores, overrides) if name == "workstation" else load(name, overrides)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}" if overrides else str(error)) from None
+
+
 def detect(hostname: str, environ: Mapping[str, str]) -> str:
     """The platform that a machine with this fully qualified name and environment is; `workstation` if none."""
     for name in names():

@@ -24,10 +24,12 @@ def find_mpiexec(environ: Mapping[str, str]) -> str | None:
 
 
 def flavour_of(path: str, version: str = "") -> str:
-    """pals, hydra or openmpi, from the launcher's real path and what it prints for `--version`; "" if neither tells."""
+    """pals, srun, hydra or openmpi, from the launcher's real path and what it prints for `--version`; "" if neither tells."""
     name = os.path.basename(path)
     if "/pals/" in path:
         return "pals"
+    if name == "srun":
+        return "srun"
     if "hydra" in name or "HYDRA" in version or "Intel(R) MPI" in version:
         return "hydra"
     if name in ("prterun", "orterun", "mpiexec.openmpi") or "Open MPI" in version or "OpenRTE" in version:

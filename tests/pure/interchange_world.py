@@ -38,7 +38,8 @@ from balsamfut.messages import (
 from balsamfut.model import CLOSED, AppKind, AppSpec, Options, Pool, Resources, TaskClass, TaskSpec, TaskState
 
 CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, linger=1e9,
-                platform=platforms.load("workstation"), provider="local", usual=Shape("workstation", 1, 2), first=Shape("workstation", 1, 2))
+                platform=platforms.load("workstation"), provider="local",
+                usual=Shape("workstation", 1, 2), first=Shape("workstation", 1, 2))
 MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")
 KEPT = [name for name in Task.__struct_fields__ if name not in MEMORY]
 

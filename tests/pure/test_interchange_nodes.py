@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import msgspec
+from pathlib import Path
+
 import pytest
 from interchange_world import Database, Harness, PretendPilot
 
@@ -216,7 +218,7 @@ def test_what_fits_into_a_pilot_is_counted_by_the_nodes_that_it_uses() -> None:
     def enrol(nodes: list[str]) -> Enrol:
         return Enrol(PROTOCOL, 1, "t", 1, "h", "aurora", nodes, 102, 12, 0, [])
 
-    found = fits.Fits()
+    found = fits.Fits(Path("/no/site"))
     assert [found(enrol(NAMES[:count]), Resources(num_nodes=2)) > 0 for count in range(5)] == [
         False, False, True, True, True]
     assert found(enrol(NAMES[:2]), Resources()) == 2 * found(enrol(NAMES[:1]), Resources())
