@@ -24,7 +24,7 @@ def find_mpiexec(environ: Mapping[str, str]) -> str | None:
 
 
 def flavour_of(path: str, version: str = "") -> str:
-    """pals, srun, hydra or openmpi, from the launcher's real path and what it prints for `--version`; "" if neither tells."""
+    """pals, srun, hydra or openmpi, by the launcher's real path and its `--version`; "" if neither tells."""
     name = os.path.basename(path)
     if "/pals/" in path:
         return "pals"

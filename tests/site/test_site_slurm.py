@@ -22,7 +22,8 @@ cores = "0-3"
 numa = ["0-3"]
 
 [accelerators]
-tiles = [{id = "0", gpu = 0, mask = "0", numa = 0, cores = "0-1"}, {id = "1", gpu = 1, mask = "1", numa = 0, cores = "2-3"}]
+tiles = [{id = "0", gpu = 0, mask = "0", numa = 0, cores = "0-1"},
+         {id = "1", gpu = 1, mask = "1", numa = 0, cores = "2-3"}]
 
 [scheduler]
 constraint = ""
@@ -76,7 +77,7 @@ def tile(number: int) -> None: ...
 
 def test_a_campaign_runs_over_several_blocks_one_of_which_is_killed_and_one_ends(site: Site) -> None:
     first = site.queue.submit(2, 10, queue="debug")
-    with Executor("several", site="slurm") as ex:
+    with Executor("several", site="slurm"):
         tiles = [tile(number) for number in range(12)]
         wides = [wide() for _ in range(2)]
         serial = [where(number, 0.2) for number in range(30)]
@@ -92,7 +93,7 @@ def test_a_campaign_runs_over_several_blocks_one_of_which_is_killed_and_one_ends
             said = call.result(60).stdout.read_text().splitlines()
             lines = sorted(line.split() for line in said if not line.startswith("srun:"))
             nodes = {line[0] for line in lines}
-            assert len(nodes) == 2 and [line[1] for line in sorted(lines, key=lambda line: int(line[1]))] == list("0123")
+            assert len(nodes) == 2 and sorted(line[1] for line in lines) == list("0123")
             assert Counter(line[2] for line in lines) == {"0": 2, "1": 2}
         assert {call.result(60).stdout.read_text().strip() for call in tiles} == {"0", "1"}
         assert len(jobs) >= 2
