@@ -275,8 +275,8 @@ class Reader:
             found = connection.execute(query if history else query.where(b.c.ended == 0)).all()
         return [BlockInfo(
             row.id, BLOCK_STATES[row.state], row.provider, row.batch_id, row.queue, row.project, row.nodes,
-            row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted, row.started or None,
-            row.ended or None, row.exit_code, row.text) for row in found]
+            row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted,
+            row.started or None, row.ended or None, row.exit_code, row.text) for row in found]
 
     def nodes(self, pilot: int | None = None, *, over: bool = False) -> list[NodeInfo]:
         """Of one pilot (None: of all), by pilot, those that are up last, then by name; over: also of pilots that are

@@ -73,11 +73,13 @@ class Launching:
 
     def when(self, now: float) -> float:
         """When the next launch may begin: `now` if at once; inf: not before another has ended, or never."""
-        for key, began in list(self._young.items()):     # in the order in which they began
+        old = []
+        for key, began in self._young.items():     # in the order in which they began
             if now - began < WORKS:
                 break
-            del self._young[key]
-            self._works(began)
+            old.append(key)
+        for key in old:
+            self._works(self._young.pop(key))
         if self.left <= 0 or len(self._running) >= self._most:
             return math.inf
         return max(self._next, now)
