@@ -13,7 +13,7 @@ from balsamfut.interchange.book import Book, Pilot
 from balsamfut.interchange.pilots import Pilots
 from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Sessions
-from balsamfut.messages import BlockAnswer, RemoveBlock, SubmitBlock
+from balsamfut.messages import BlockAnswer, Notice, RemoveBlock, SubmitBlock
 from balsamfut.platforms import Platform
 from balsamfut.platforms.queues import Taken, refusal, tables
 from balsamfut.provider.base import BlockState, BlockStatus
@@ -33,6 +33,7 @@ class Batch:
         self.queues = tables(platform)
         self.wanted: list[BlockRow] = []       # to be submitted once this turn is committed
         self.unwanted: list[BlockRow] = []     # to be cancelled
+        self._trouble = ""                     # what people were last told of the batch system
         for row in book.blocks.values():
             pilot = book.pilots.get(row.id)
             if pilot is not None:
@@ -88,6 +89,15 @@ class Batch:
         self.book.out.clients.setdefault(peer, []).append(answer)
 
     # ---- what the batch system says
+
+    def trouble(self, text: str) -> None:
+        """It does not answer, or answers again (""): people are told once; no block is over for that."""
+        if text == self._trouble:
+            return
+        said = text or "the batch system answers again"
+        self._trouble = text
+        for session in self.sessions.alive():
+            self.book.send_client(session, Notice(said))
 
     def told(self, status: BlockStatus, now: float) -> None:
         """Record it; a block that is over takes its pilot along."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from balsamfut.errors import SettingsError
 from balsamfut.interchange.batch import Batch
@@ -19,6 +22,8 @@ from balsamfut.interchange.sessions import Shape
 from balsamfut.platforms import Platform
 from balsamfut.provider.base import BlockSpec, Provider
 from balsamfut.provider.local import LocalProvider
+
+V = TypeVar("V")
 
 PATIENCE: Final = 6.0
 """Seconds that pilots have to end by themselves when they are told to."""
@@ -116,6 +121,7 @@ class Blocks:
             self._provider.cancel(row.token, now)
         for status in self._provider.poll(now):
             brain.told(status, now)
+        brain.trouble(self._provider.trouble())
 
     def spec(self, row: BlockRow) -> BlockSpec:
         """What is asked for."""
@@ -150,9 +156,16 @@ def provider_of(name: str, platform: Platform) -> Provider:
     if name == "pbs":
         from balsamfut.provider.pbs import PbsProvider, PbsRules
 
-        return PbsProvider(PbsRules.of(platform.scheduler))
+        return PbsProvider(_rules(PbsRules.of, platform))
     if name == "slurm":
-        from balsamfut.provider.slurm import SlurmProvider
+        from balsamfut.provider.slurm import SlurmProvider, SlurmRules
 
-        return SlurmProvider()
+        return SlurmProvider(_rules(SlurmRules.of, platform))
     raise SettingsError(f"there is no provider {name!r} for blocks; there are local, pbs and slurm")
+
+
+def _rules(of: Callable[[dict[str, Any]], V], platform: Platform) -> V:
+    try:
+        return of(platform.scheduler)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"platform {platform.name}: [scheduler]: {error}") from None

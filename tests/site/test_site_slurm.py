@@ -27,6 +27,7 @@ tiles = [{id = "0", gpu = 0, mask = "0", numa = 0, cores = "0-1"},
 
 [scheduler]
 constraint = ""
+queue_option = "partition"
 account_required = false
 """
 
