@@ -93,6 +93,7 @@ def serve(link: socket.socket) -> None:
     keep_alive(link)
     asked = json.loads(receive(link)[1])
     home = os.environ.get("HOME", "/")
+    home = home if os.path.isdir(home) else "/"      # it may lie below the /tmp outside
     environ = {"HOME": home, "PATH": LOGIN_PATH, "SHELL": "/bin/sh", "USER": "root", "LOGNAME": "root",
                **asked["environ"]}
     command = subprocess.Popen(["/bin/sh", "-c", asked["command"]], cwd=home, env=environ, start_new_session=True,
