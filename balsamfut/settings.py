@@ -71,7 +71,8 @@ class Pilot(msgspec.Struct, frozen=True):
 
 class Elastic(msgspec.Struct, frozen=True):
     enabled: Annotated[bool, Meta(description=(
-        "blocks are asked for, and let go, as the work that waits needs them"))] = False
+        "blocks are asked for, and let go, as the work that waits needs them; not connected in this version: "
+        "`queue submit` asks for them"))] = False
     queues: Annotated[str, Meta(description=(
         "the queues that may be used, separated by blanks; empty: all of the platform's that do not end blocks without "
         "a warning"))] = ""

@@ -17,5 +17,5 @@ def command(site: str | None, blocks: tuple[int, ...]) -> None:
 
     directory = common.find_site(site)
     for number in blocks:
-        asking.ask(directory, RemoveBlock(1, number))
+        asking.ask_for_block(directory, RemoveBlock(1, number))
         click.echo(f"block {number} is being ended")

@@ -32,7 +32,8 @@ def command(site: str | None, nodes: int, minutes: float, queue: str, project: s
     if wrong:
         raise UsageError(f"-x takes KEY=VALUE, not {wrong[0]!r}")
     params = dict(pair.split("=", 1) for pair in extra)
-    number = asking.ask(common.find_site(site), SubmitBlock(1, nodes, 60.0 * minutes, queue, project, job_mode, params))
+    wanted = SubmitBlock(1, nodes, 60.0 * minutes, queue, project, job_mode, params)
+    number = asking.ask_for_block(common.find_site(site), wanted)
     if as_json:
         output.print_json("block", {"id": number})
         return

@@ -52,11 +52,12 @@ class Queue:
         if not isinstance(wall_time_min, int | float) or not wall_time_min > 0:
             raise UsageError(f"wall_time_min is a number of minutes above 0, not {wall_time_min!r}")
         params = {name: str(value) for name, value in extra.items()}
-        return asking.ask(self._site, SubmitBlock(1, num_nodes, 60.0 * wall_time_min, queue, project, job_mode, params))
+        wanted = SubmitBlock(1, num_nodes, 60.0 * wall_time_min, queue, project, job_mode, params)
+        return asking.ask_for_block(self._site, wanted)
 
     def rm(self, block: int) -> None:
         """End a block, or withdraw one that waits.  Raises as submit does."""
-        asking.ask(self._site, RemoveBlock(1, block))
+        asking.ask_for_block(self._site, RemoveBlock(1, block))
 
     def ls(self, *, history: bool = False) -> list[BlockInfo]:
         """The blocks that were asked for, oldest first; history: those that are over, too."""

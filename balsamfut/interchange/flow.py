@@ -158,10 +158,6 @@ class Flow:
             return True
         return False
 
-    def is_ending(self, task: int) -> bool:
-        """Somebody waits for this task to be cancelled or killed."""
-        return task in self.pending
-
     def order_again(self, pilot: Pilot) -> None:
         """A pilot is back: what was to end while it was away."""
         for task in [task for task in pilot.held.values() if task.id in self.pending]:

@@ -124,7 +124,9 @@ class Agent:
 
     def tick(self, now: float) -> None:
         """Tell of workers whose task turns out to be a long one, once for each."""
-        for event in self.staff.tick(now, self.staff.squad.numbers()):
+        there = self.staff.squad.numbers()
+        self._seen = {worker: key for worker, key in self._seen.items() if worker in there}
+        for event in self.staff.tick(now, there):
             if isinstance(event, Tick):
                 event.seen = [(number, running) for number, running in event.seen
                               if now - running.started > LONG and self._news_of(number, running.task, running.attempt)]
