@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from balsamfut.queuemessages import Part
+
 
 class AttemptInfo(msgspec.Struct, frozen=True):
     """One launch of a task.  Times are Unix times in seconds, None: not yet."""
@@ -123,6 +125,9 @@ class BlockInfo(msgspec.Struct, frozen=True):
     ended: float | None
     exit_code: int | None
     text: str                    # the batch system's words
+    tags: dict[str, str]         # only tasks that have all of these
+    parts: list[Part]            # how it is split; none: it is not
+    why: str                     # of the elastic queue: why it was asked for; "": a person asked
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

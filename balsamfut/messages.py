@@ -13,12 +13,14 @@ import msgspec
 
 from balsamfut.model import AppSpec, Payload, Pool, Resources, Stored, TaskClass, TaskSpec, TaskState
 from balsamfut.model import Fault as Fault
+from balsamfut.model import Message as Message
+from balsamfut.queuemessages import BlockAnswer as BlockAnswer
+from balsamfut.queuemessages import ElasticAnswer as ElasticAnswer
+from balsamfut.queuemessages import ElasticOrder as ElasticOrder
+from balsamfut.queuemessages import RemoveBlock as RemoveBlock
+from balsamfut.queuemessages import SubmitBlock as SubmitBlock
 
 PROTOCOL = 1
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True):
-    """The base of everything that is sent."""
 
 
 # ---- a client (an Executor, a command line, a task that calls apps) -> the interchange
@@ -100,26 +102,8 @@ class Bye(Message, frozen=True, tag=9):
     detach: bool = False
 
 
-class SubmitBlock(Message, frozen=True, tag=10):
-    """Ask the batch system for nodes.  Answered by BlockAnswer."""
-
-    request: int
-    nodes: int
-    walltime: float              # seconds
-    queue: str = ""
-    project: str = ""
-    mode: str = "any"            # which tasks it takes: any, mpi, serial
-    params: dict[str, str] = {}  # filesystems, and whatever the site's job script knows
-
-
-class RemoveBlock(Message, frozen=True, tag=11):
-    """End this block.  Answered by BlockAnswer."""
-
-    request: int
-    block: Stored
-
-
-FromClient = Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat | Bye | SubmitBlock | RemoveBlock
+FromClient = (Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat | Bye | SubmitBlock | RemoveBlock
+              | ElasticOrder)
 
 # ---- the interchange -> a client
 
@@ -218,16 +202,8 @@ class BeatBack(Message, frozen=True, tag=11):
     """Still here."""
 
 
-class BlockAnswer(Message, frozen=True, tag=12):
-    """The number of the block that was asked for or is being ended, or why not."""
-
-    request: int
-    block: int                   # 0: not
-    error: str
-
-
 ToClient = (Welcome | Refused | Accepted | Rejected | Running | Settled | Answer | Resumed | Notice | BeatBack
-            | BlockAnswer)
+            | BlockAnswer | ElasticAnswer)
 
 # ---- a pilot -> the interchange
 

@@ -21,6 +21,10 @@ TILE: Final = 10_000
 """Shares of one tile: resources are integers, so `gpus_per_rank=0.5` is 5000."""
 
 
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """The base of everything that is sent."""
+
+
 class TaskState(enum.IntEnum):
     """Where a task is in its life; MOVES says what may follow."""
 

@@ -32,6 +32,7 @@ from balsamfut.infos import SessionInfo as SessionInfo
 from balsamfut.infos import TaskInfo as TaskInfo
 from balsamfut.messages import Detail, Fault, NodeState
 from balsamfut.model import AppKind, Blob, Extra, Options, Payload, Resources, TaskState, default_workdir
+from balsamfut.queuemessages import Part
 from balsamfut.schema import tasks as t
 
 PATIENCE: Final = 5.0   # seconds
@@ -268,15 +269,19 @@ class Reader:
     def blocks(self, *, history: bool = False) -> list[BlockInfo]:
         """By id; history: also those that are over."""
         b = schema.blocks
-        query = sa.select(b).order_by(b.c.id)
         with self._snapshot() as connection:
-            if not sa.inspect(connection).has_table("blocks"):     # an older version of the schema
+            there = sa.inspect(connection)
+            if not there.has_table("blocks"):     # an older version of the schema
                 return []
+            names = {column["name"] for column in there.get_columns("blocks")}
+            query = sa.select(*(c if c.name in names else sa.literal("").label(c.name) for c in b.c)).order_by(b.c.id)
             found = connection.execute(query if history else query.where(b.c.ended == 0)).all()
         return [BlockInfo(
             row.id, BLOCK_STATES[row.state], row.provider, row.batch_id, row.queue, row.project, row.nodes,
             row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted,
-            row.started or None, row.ended or None, row.exit_code, row.text) for row in found]
+            row.started or None, row.ended or None, row.exit_code, row.text,
+            msgspec.json.decode(row.tags or "{}", type=dict[str, str]),
+            msgspec.json.decode(row.parts or "[]", type=list[Part]), row.why) for row in found]
 
     def nodes(self, pilot: int | None = None, *, over: bool = False) -> list[NodeInfo]:
         """Of one pilot (None: of all), by pilot, those that are up last, then by name; over: also of pilots that are

@@ -23,7 +23,7 @@ from sqlalchemy import Column, Float, Index, Integer, LargeBinary, SmallInteger,
 from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.model import Payload
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the schema: changes with any change of a table.  A newer one in a file is refused (errors.DatabaseTooNew)."""
 
 UPGRADES: Final[dict[int, Callable[[sa.Connection], None]]] = {}
@@ -58,6 +58,7 @@ meta = Table(
     _text("site"),         # uuid
     _time("created"),
     _text("host"), _int("pid"), _time("since"),   # of the owner
+    _time("beat"),         # changes again and again as long as the owner lives, by its own clock
 )
 
 campaigns = Table(
@@ -159,6 +160,9 @@ blocks = Table(
     _int("state"),         # provider.base.BlockState
     _text("text"),         # the batch system's words
     _time("submitted"), _time("started"), _time("ended"), _int("exit_code", None),
+    _text("tags"),         # JSON object: only tasks that have them; "": whatever tags they have
+    _text("parts"),        # JSON array of queuemessages.Part; "": it is not split
+    _text("why"),          # of the elastic queue: why it was asked for; "": a person asked
     Index("blocks_open", "ended"),
 )
 
@@ -170,6 +174,19 @@ nodes = Table(
 )
 UPGRADES[1] = nodes.create
 UPGRADES[2] = blocks.create
+
+
+def _widen(connection: sa.Connection) -> None:
+    """Columns that version 4 added, where the table was not made by this version on the way here."""
+    for table in (meta, blocks):
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.c:
+            if column.name not in there:
+                made = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
+
+
+UPGRADES[3] = _widen
 
 # ---- values
 

@@ -12,6 +12,7 @@ import msgspec
 
 from balsamfut.messages import Detail
 from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass, TaskSpec, TaskState
+from balsamfut.queuemessages import Part
 
 
 class Task(msgspec.Struct, eq=False, gc=False):
@@ -108,6 +109,9 @@ class BlockRow:
     started: float = 0.0
     ended: float = 0.0
     exit_code: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)    # only tasks that have all of these
+    parts: list[Part] = field(default_factory=list)       # none: it is not split
+    why: str = ""         # of the elastic queue: why it was asked for; "": a person asked
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from balsamfut.model import (
     TaskSpec,
     TaskState,
 )
+from balsamfut.queuemessages import Part
 from balsamfut.schema import clean, pack_payload, unpack_payload
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -113,6 +114,10 @@ def _class_row(item: tuple[int, TaskClass]) -> tuple[Any, ...]:
             int(cls.options.cache))
 
 
+def _json(value: dict[str, str] | list[Part]) -> str:
+    return clean(msgspec.json.encode(value).decode()) if value else ""
+
+
 def _session_row(r: SessionRow) -> tuple[Any, ...]:
     return (r.id, r.token, r.campaign, r.parent, clean(r.host), r.pid, r.opened, r.closed,
             clean(msgspec.json.encode(r.info).decode()))
@@ -126,7 +131,8 @@ FEW: Final[dict[str, tuple[sa.Table, Callable[[Any], tuple[Any, ...]]]]] = {
                                          clean(r.reason))),
     "blocks": (schema.blocks, lambda r: (r.id, r.token, r.provider, clean(r.batch_id), clean(r.queue), clean(r.project),
                                          r.nodes, r.walltime, r.mode, clean(msgspec.json.encode(r.params).decode()),
-                                         int(r.state), clean(r.text), r.submitted, r.started, r.ended, r.exit_code)),
+                                         int(r.state), clean(r.text), r.submitted, r.started, r.ended, r.exit_code,
+                                         _json(r.tags), _json(r.parts), clean(r.why))),
     "nodes": (schema.nodes, lambda r: (r.pilot, clean(r.name), int(r.state), clean(r.reason), r.since)),
     "apps": (schema.apps, lambda a: (a.digest, clean(a.name), int(a.kind), int(a.hooks), clean(a.module),
                                      clean(a.doc))),
@@ -179,6 +185,8 @@ def pilot_from(row: Sequence[Any]) -> PilotRow:
 def block_from(row: Sequence[Any]) -> BlockRow:
     values = list(row)
     values[9] = msgspec.json.decode(row[9], type=dict[str, str])
+    values[16] = msgspec.json.decode(row[16] or "{}", type=dict[str, str])
+    values[17] = msgspec.json.decode(row[17] or "[]", type=list[Part])
     return BlockRow(*values)
 
 
