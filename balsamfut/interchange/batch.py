@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from balsamfut.interchange.book import Book, Pilot
+from balsamfut.interchange.book import Book, Pilot, Session
+from balsamfut.interchange.elastic import Failure
 from balsamfut.interchange.pilots import Pilots
 from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Sessions
@@ -19,6 +20,8 @@ from balsamfut.platforms.queues import Taken, refusal, tables
 from balsamfut.provider.base import BlockState, BlockStatus
 
 MODES: Final = ("any", "mpi", "serial")
+WITHDRAWN: Final = "it was withdrawn before it was asked for"
+PASSES: Final = "that may pass: the same block can be asked for again"
 
 
 class Batch:
@@ -31,9 +34,12 @@ class Batch:
         self.platform = platform
         self.provider = provider
         self.queues = tables(platform)
-        self.wanted: list[BlockRow] = []       # to be submitted once this turn is committed
+        self.wanted: list[BlockRow] = []       # to be submitted once this turn is committed, if there is no trouble
         self.unwanted: list[BlockRow] = []     # to be cancelled
-        self._trouble = ""                     # what people were last told of the batch system
+        self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
+        self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
+        self._removed: set[int] = set()        # a person ended these blocks and need not be told
+        self._trouble = ""                     # why the batch system cannot be asked, as people were told
         for row in book.blocks.values():
             pilot = book.pilots.get(row.id)
             if pilot is not None:
@@ -53,7 +59,8 @@ class Batch:
         book.pilots[pilot.id] = made = Pilot(pilot)
         _wait(made)
         row = BlockRow(pilot.id, token, self.provider, "", message.queue, message.project, message.nodes,
-                       message.walltime, message.mode, dict(message.params), BlockState.SUBMITTING, "", now)
+                       message.walltime, message.mode, dict(message.params), BlockState.SUBMITTING, self._why_waiting(),
+                       now)
         book.blocks[row.id] = row
         book.writes.pilots.append(pilot)
         book.writes.blocks.append(row)
@@ -75,43 +82,107 @@ class Batch:
             taken[row.queue] = Taken(before.queued + (not running), before.running + running)
         return refusal(self.queues, message.queue, message.nodes, message.walltime, taken, machine=self.platform.name)
 
-    def remove(self, peer: bytes, message: RemoveBlock) -> None:
+    def remove(self, peer: bytes, message: RemoveBlock, now: float) -> None:
         """End a block: its pilot's tasks go elsewhere."""
         row = self.book.blocks.get(message.block)
         if row is None:
             why = f"there is no block {message.block} here that is not over; `balsamfut queue ls` lists them"
             self._answer(peer, BlockAnswer(message.request, 0, why))
             return
-        self.unwanted.append(row)
+        self._removed.add(row.id)
+        if row in self.wanted:
+            self.wanted.remove(row)
+            self.told(BlockStatus(row.token, BlockState.REFUSED, text=WITHDRAWN), now)
+        else:
+            self.unwanted.append(row)
         self._answer(peer, BlockAnswer(message.request, row.id, ""))
 
     def _answer(self, peer: bytes, answer: BlockAnswer) -> None:
         self.book.out.clients.setdefault(peer, []).append(answer)
 
+    # ---- what the loop is to ask for
+
+    def orders(self) -> tuple[list[BlockRow], list[BlockRow]]:
+        """The blocks to be submitted and those to be cancelled, each told once.  While the batch system cannot be asked
+        nothing is submitted: what is wanted waits."""
+        unwanted, self.unwanted = self.unwanted, []
+        if self._trouble:
+            return [], unwanted
+        wanted, self.wanted = self.wanted, []
+        return wanted, unwanted
+
     # ---- what the batch system says
 
-    def trouble(self, text: str) -> None:
-        """It does not answer, or answers again (""): people are told once; no block is over for that."""
+    def trouble(self, text: str) -> str:
+        """It cannot be asked, for this reason, or answers again (""): people are told once, no block is over for that.
+
+        Returns what is new for people, "" if nothing is.
+        """
         if text == self._trouble:
-            return
-        said = text or "the batch system answers again"
+            return ""
         self._trouble = text
-        for session in self.sessions.alive():
-            self.book.send_client(session, Notice(said))
+        for row in self.wanted:
+            row.text = self._why_waiting()
+            self.book.writes.blocks.append(row)
+        return self._say(text or "the batch system answers again")
+
+    def greet(self, session: Session) -> None:
+        """A client is here: it hears what the others have heard."""
+        if self._trouble:
+            self.book.send_client(session, Notice(self._trouble))
 
     def told(self, status: BlockStatus, now: float) -> None:
         """Record it; a block that is over takes its pilot along."""
         row = next((row for row in self.book.blocks.values() if row.token == status.token), None)
         if row is None:
             return
-        row.state, row.batch_id, row.text = status.state, status.id or row.batch_id, status.text
+        self._count(row, status, now)
+        row.state, row.batch_id, row.text = status.state, status.id or row.batch_id, _text(status)
         if status.state is BlockState.RUNNING:
             row.started = row.started or now
         self.book.writes.blocks.append(row)
         if status.over:
-            row.ended, row.exit_code = now, status.exit_code
-            del self.book.blocks[row.id]
-            self.pilots.gone(row.id, status.text or _ended(status.exit_code), now)
+            self._over(row, status, now)
+
+    def _over(self, row: BlockRow, status: BlockStatus, now: float) -> None:
+        row.ended, row.exit_code = now, status.exit_code
+        del self.book.blocks[row.id]
+        pilot = self.book.pilots.get(row.id)
+        why = row.text or _ended(status.exit_code)
+        if row.id in self._removed:
+            self._removed.discard(row.id)
+        elif status.state is BlockState.REFUSED:
+            self._say(f"block {row.id} was refused: {why}")
+        elif pilot is not None and not pilot.row.started:
+            self._say(f"block {row.id} ended before its pilot was there: {why}")
+        self.pilots.gone(row.id, why, now)
+
+    def _count(self, row: BlockRow, status: BlockStatus, now: float) -> None:
+        """Failures of a queue, one after the other.  A block that is accepted ends the series, unless it is dropped
+        afterwards, as jobs are that no queue behind a routing queue takes."""
+        if status.state is BlockState.REFUSED or (status.over and status.again):
+            before = self._cleared.pop(row.token, None) or self.failures.get(row.queue)
+            if row.id not in self._removed:
+                self.failures[row.queue] = Failure(1 + (before.count if before else 0), now, _text(status))
+        elif status.state is BlockState.QUEUED and row.state == BlockState.SUBMITTING:
+            if before := self.failures.pop(row.queue, None):
+                self._cleared[row.token] = before
+        elif status.over or (status.state is BlockState.RUNNING and row.state != BlockState.RUNNING):
+            self._cleared.pop(row.token, None)
+            if not status.over:
+                self.failures.pop(row.queue, None)
+
+    def _why_waiting(self) -> str:
+        return f"it will be asked for when the batch system answers again: {self._trouble}" if self._trouble else ""
+
+    def _say(self, text: str) -> str:
+        for session in self.sessions.alive():
+            self.book.send_client(session, Notice(text))
+        return text
+
+
+def _text(status: BlockStatus) -> str:
+    return f"{status.text} ({PASSES})" if status.over and status.again else status.text
 
 
 def _ended(code: int | None) -> str:

@@ -7,6 +7,7 @@ tells what became of it; what that means for tasks is the brain's.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from balsamfut.provider.base import BlockSpec, Provider
 from balsamfut.provider.local import LocalProvider
 
 V = TypeVar("V")
+log = logging.getLogger(__name__)
 
 PATIENCE: Final = 6.0
 """Seconds that pilots have to end by themselves when they are told to."""
@@ -101,10 +103,16 @@ class Blocks:
         self._preamble = preamble
         self._pretend = pretend
         self._cores = cores
+        self._rung = True              # the provider has something to tell ...
+        self._due: float | None = None   # ... or will, at the latest, by then
 
     def fds(self) -> tuple[int, ...]:
         """Readable when poll has something to tell."""
         return self._provider.fds()
+
+    def ring(self) -> None:
+        """One of fds is readable."""
+        self._rung = True
 
     def adopt(self, brain: Batch, now: float) -> None:
         """Watch over the blocks that an earlier interchange has asked for."""
@@ -113,15 +121,19 @@ class Blocks:
 
     def ask(self, brain: Batch, now: float) -> None:
         """Ask for what the brain wants, which is recorded by now, and tell it what the batch system says."""
-        wanted, brain.wanted = brain.wanted, []
-        unwanted, brain.unwanted = brain.unwanted, []
+        wanted, unwanted = brain.orders()
+        if not (wanted or unwanted or self._rung or (self._due is not None and now >= self._due)):
+            return
+        self._rung = False
         for row in wanted:
             self._provider.submit(self.spec(row), now)
         for row in unwanted:
             self._provider.cancel(row.token, now)
         for status in self._provider.poll(now):
             brain.told(status, now)
-        brain.trouble(self._provider.trouble())
+        if news := brain.trouble(self._provider.trouble()):
+            log.warning("%s", news)
+        self._due = self._provider.due()
 
     def spec(self, row: BlockRow) -> BlockSpec:
         """What is asked for."""
@@ -154,13 +166,15 @@ def provider_of(name: str, platform: Platform) -> Provider:
     if name == "local":
         return LocalProvider()
     if name == "pbs":
+        from balsamfut.provider.pace import Pace
         from balsamfut.provider.pbs import PbsProvider, PbsRules
 
-        return PbsProvider(_rules(PbsRules.of, platform))
+        return PbsProvider(_rules(PbsRules.of, platform), _rules(Pace.of, platform))
     if name == "slurm":
+        from balsamfut.provider.pace import Pace
         from balsamfut.provider.slurm import SlurmProvider, SlurmRules
 
-        return SlurmProvider(_rules(SlurmRules.of, platform))
+        return SlurmProvider(_rules(SlurmRules.of, platform), _rules(Pace.of, platform))
     raise SettingsError(f"there is no provider {name!r} for blocks; there are local, pbs and slurm")
 
 

@@ -191,7 +191,7 @@ class Core:
         elif isinstance(message, Resume):
             self.sessions.resume(session, message, now)
         elif isinstance(message, RemoveBlock):
-            self.batch.remove(peer, message)
+            self.batch.remove(peer, message, now)
         elif isinstance(message, Beat):
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):
@@ -206,6 +206,7 @@ class Core:
         if self.config.embedded and not message.observer and not message.parent:
             self.pilots.reshape(message)
         self.sessions.welcome(session)
+        self.batch.greet(session)
         for pilot in self.book.pilot_peers.values():
             orders.announce(self.book, pilot, session.pool)
 

@@ -58,8 +58,8 @@ class Pilots:
         pilot = self.book.pilots.get(number)
         if pilot is None:
             return
-        if not pilot.enrolled and not pilot.stopping:
-            self.failed_starts += 1
+        if not pilot.enrolled and not pilot.stopping and self.sessions.config.embedded:
+            self.failed_starts += 1     # of a site's blocks, the next one may well start: its tasks wait
         self.useless = 0 if pilot.seq or pilot.stopping else self.useless + 1
         self.next_start = now + min(0.5 * max(self.failed_starts, self.useless - 1), PAUSE)
         self.attempts.lost(pilot, reason, now)

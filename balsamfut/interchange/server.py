@@ -89,8 +89,8 @@ class Server:
                                 cores=chosen.max_workers)
         self.poller = Poller()
         self.waker = Waker()
-        batch_fds = self.batch.fds() if self.batch is not None else ()
-        for item in (self.clients, self.pilots, self.waker, *self.blocks.fds(), *batch_fds):
+        self.batch_fds = self.batch.fds() if self.batch is not None else ()
+        for item in (self.clients, self.pilots, self.waker, *self.blocks.fds(), *self.batch_fds):
             self.poller.register(item)
         self.watched = Watched(self.poller)
         self.signalled = False
@@ -188,6 +188,8 @@ class Server:
                 self.waker.arm()
             elif item in self.watched:
                 self.process_ended(item, now)
+            elif item in self.batch_fds and self.batch is not None:
+                self.batch.ring()
             else:
                 self.blocks_changed(now)
 

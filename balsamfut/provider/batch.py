@@ -17,25 +17,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus, Provider
 from balsamfut.provider.commands import Commands, Result
 from balsamfut.provider.dialect import Dialect, Sight
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.script import bad_token, refusal
-
-
-class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often a batch system is asked, in seconds."""
-
-    every: float = 15.0       # between two looks at the blocks
-    soon: float = 2.0         # until the look after something was begun: a job that is dropped at once is told at once
-    explain: float = 120.0    # between two questions why a block waits
-    timeout: float = 60.0     # after which a command is ended; a server that hangs would hold it for hours
-    retry: float = 5.0        # before something that failed is tried again, doubled at each failure up to `most`
-    most: float = 120.0
-    patience: float = 60.0    # after which a job that is unknown at every look is given up
-    tries: int = 5            # submissions that end in something unclear, before the block is refused
 
 
 @dataclass(slots=True)
@@ -77,7 +63,7 @@ class BatchProvider(Provider):
 
     def __init__(self, dialect: Dialect, pace: Pace | None = None) -> None:
         self._dialect = dialect
-        self._pace = pace or Pace()
+        self.pace = pace or Pace()
         self._blocks: dict[str, _Block] = {}
         self._commands = Commands()
         self._news: list[BlockStatus] = []
@@ -166,7 +152,7 @@ class BatchProvider(Provider):
     def _start(self, block: _Block, argv: Sequence[str], now: float, then: Callable[[_Block, Result, float], None],
                text: str = "") -> None:
         block.busy = True
-        self._commands.start(argv, now, self._pace.timeout, partial(self._done, block, then), text)
+        self._commands.start(argv, now, self.pace.timeout, partial(self._done, block, then), text)
 
     def _done(self, block: _Block, then: Callable[[_Block, Result, float], None], result: Result, now: float) -> None:
         block.busy = False
@@ -179,12 +165,12 @@ class BatchProvider(Provider):
         block.failures += 1
 
     def _backoff(self, failures: int) -> float:
-        return min(self._pace.retry * 2.0 ** min(failures, 20), self._pace.most)
+        return min(self.pace.retry * 2.0 ** min(failures, 20), self.pace.most)
 
     def _submit(self, block: _Block, now: float) -> None:
         if block.cancel:
             self._over(block, BlockState.REFUSED, f"it was cancelled before {self._dialect.name} had taken it")
-        elif block.tries >= self._pace.tries:
+        elif block.tries >= self.pace.tries:
             self._over(block, BlockState.REFUSED, f"given up after {block.tries} tries: {block.text}", again=True)
         elif block.spec is not None:
             self._start(block, self._dialect.submit(block.spec), now, self._submitted,
@@ -220,20 +206,20 @@ class BatchProvider(Provider):
             self._find(block, now, way + 1)
         elif answer.ids:
             for surplus in answer.ids[1:]:   # two jobs of one block would be two pilots under one name
-                self._commands.start(self._dialect.delete(surplus, False), now, self._pace.timeout, _ignore)
+                self._commands.start(self._dialect.delete(surplus, False), now, self.pace.timeout, _ignore)
             self._taken(block, answer.ids[0], now)
         elif answer.down or answer.unclear or answer.refused:
             self._wait(block, now)
         else:
             block.absences -= 1
-            block.step = now + (self._pace.retry if block.absences else 0.0)
+            block.step = now + (self.pace.retry if block.absences else 0.0)
             if not block.absences and block.spec is None:
                 self._over(block, BlockState.ENDED, f"{self._dialect.name} knows no job of this name: "
                            "it was never submitted, or has been over for long")
 
     def _taken(self, block: _Block, id: str, now: float) -> None:
         block.id, block.text, block.failures, block.step, block.absences = id, "", 0, now, 0
-        self._look_at = min(self._look_at, now + self._pace.soon)
+        self._look_at = min(self._look_at, now + self.pace.soon)
         if block.spec is not None:
             block.state, self._trouble = BlockState.QUEUED, ""
             self._tell(block)
@@ -248,8 +234,8 @@ class BatchProvider(Provider):
         elif answer.down or answer.unclear or answer.force:
             self._wait(block, now)
         else:   # done; or refused, of which only the next look can say what it means
-            block.deleting, block.failures, block.step = True, 0, now + self._pace.timeout
-            self._look_at = min(self._look_at, now + self._pace.soon)
+            block.deleting, block.failures, block.step = True, 0, now + self.pace.timeout
+            self._look_at = min(self._look_at, now + self.pace.soon)
         if answer.refused:
             block.text = answer.refused
             self._tell(block)
@@ -263,7 +249,7 @@ class BatchProvider(Provider):
 
     def _question(self, turn: _Turn, argv: Sequence[str], now: float, then: Callable[[Result, float], None]) -> None:
         turn.commands += 1
-        self._commands.start(argv, now, self._pace.timeout, partial(self._answered, turn, then))
+        self._commands.start(argv, now, self.pace.timeout, partial(self._answered, turn, then))
 
     def _answered(self, turn: _Turn, then: Callable[[Result, float], None], result: Result, now: float) -> None:
         turn.commands -= 1
@@ -277,18 +263,20 @@ class BatchProvider(Provider):
             turn.down = look.down
             return
         turn.answered = bool(look.jobs)
-        past, why = [], []
+        past, waiting = [], []
         for block in self._with(ids):
             sight = look.jobs.get(block.id)
             if sight is None or sight.state is None or sight.state == BlockState.ENDED:
                 past.append(block.id)
                 continue
             self._alive(block, sight)
-            if sight.state == BlockState.QUEUED and sight.text is None and now >= block.explain:
-                block.explain = now + self._pace.explain
-                why.append(block.id)
+            if sight.state == BlockState.QUEUED and sight.text is None:
+                waiting.append(block)
         self._ask(turn, past, True, now)
-        self._ask(turn, why, False, now)
+        if any(now >= block.explain for block in waiting):   # all at once, so that many blocks need no more questions
+            for block in waiting:
+                block.explain = now + self.pace.explain
+            self._ask(turn, [block.id for block in waiting], False, now)
 
     def _ask(self, turn: _Turn, ids: Sequence[str], past: bool, now: float, way: int = 0) -> None:
         for first in range(0, len(ids), self._dialect.at_once):
@@ -324,14 +312,14 @@ class BatchProvider(Provider):
         if not down and not turn.answered and turn.silent:
             down = f"{self._dialect.name} said nothing that could be read about {', '.join(turn.silent)}"
         if down:
-            self._look_at = now + max(self._backoff(self._failures), self._pace.every)
+            self._look_at = now + max(self._backoff(self._failures), self.pace.every)
             self._failures += 1
             self._trouble = self._trouble or down
             for block in self._blocks.values():
                 block.unknown = None   # a server that has only just come back may not know all of its jobs
         else:
             hurry = any(block.deleting and now < block.step for block in self._blocks.values())
-            self._look_at = now + (min(self._pace.soon, self._pace.every) if hurry else self._pace.every)
+            self._look_at = now + (min(self.pace.soon, self.pace.every) if hurry else self.pace.every)
             self._failures, self._trouble = 0, ""
         for block in self._blocks.values():
             self._tell(block)
@@ -351,7 +339,7 @@ class BatchProvider(Provider):
     def _unknown(self, block: _Block, sight: Sight, now: float) -> None:
         if block.unknown is None:
             block.unknown = now
-        elif now - block.unknown < self._pace.patience:
+        elif now - block.unknown < self.pace.patience:
             return
         elif block.seen:
             self._over(block, BlockState.ENDED, f"{sight.text} (for {now - block.unknown:.0f} s): nobody can tell how "

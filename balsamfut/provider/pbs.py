@@ -18,9 +18,10 @@ import msgspec
 
 from balsamfut.provider import pbs_text
 from balsamfut.provider.base import BlockSpec
-from balsamfut.provider.batch import BatchProvider, Pace
+from balsamfut.provider.batch import BatchProvider
 from balsamfut.provider.commands import Result
 from balsamfut.provider.dialect import Answer, Look
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.script import clock, job_script
 
 

@@ -14,9 +14,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from balsamfut.provider.base import BlockSpec, BlockState
-from balsamfut.provider.batch import BatchProvider, Pace
+from balsamfut.provider.batch import BatchProvider
 from balsamfut.provider.commands import Result
 from balsamfut.provider.dialect import Answer, Look, Sight
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.script import clock, job_script
 
 _DOWN: Final = re.compile(r"Unable to contact slurm controller|Connection refused|No route to host|standby mode|"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus
-from balsamfut.provider.batch import Pace
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.pbs import PbsProvider, PbsRules
 
 if TYPE_CHECKING:
@@ -115,6 +115,25 @@ def test_all_blocks_are_looked_at_by_one_cheap_question_and_the_full_one_is_abou
     ended = site.until(BlockState.ENDED)
     assert (ended.token, ended.exit_code) == ("bf-b1", 0)
     assert [call for call in fake_pbs.calls() if " -x " in call] == [f"qstat -x -f -F json {ids['bf-b1']}"]
+
+
+@pytest.mark.parametrize("blocks", [1, 20])
+def test_blocks_that_wait_cost_the_login_node_the_same_however_many_they_are(
+        site: Site, fake_pbs: FakePbs, blocks: int) -> None:
+    site.provider.close()
+    site.provider = PbsProvider(pace=Pace())
+    fake_pbs.tell("wait", "1000")
+    for n in range(blocks):
+        site.bash("true", token=f"bf-{n}", walltime=3600.0)
+        site.pass_time(5.0)
+    site.pass_time(150.0)
+    before, began = len(fake_pbs.calls()), site.now
+    assert site.pass_time(600.0) == []
+    commands = [call.split()[:2] for call in fake_pbs.calls()[before:]]
+    assert {command[0] for command in commands} == {"qstat"}
+    full = commands.count(["qstat", "-f"])
+    assert full == pytest.approx((site.now - began) / 120.0, abs=1.0), "why they wait"
+    assert len(commands) - full == pytest.approx((site.now - began) / 15.0, abs=1.0), "how they are"
 
 
 def test_a_cancelled_block_gets_sigterm_then_sigkill_and_its_end_is_told(site: Site, fake_pbs: FakePbs) -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus
-from balsamfut.provider.batch import Pace
 from balsamfut.provider.commands import Result, Then
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.pbs import PbsProvider
 
 SERVER = "pbs.lab"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus
-from balsamfut.provider.batch import Pace
+from balsamfut.provider.pace import Pace
 from balsamfut.provider.slurm import SlurmProvider, SlurmRules
 
 pytestmark = pytest.mark.timeout(180)
