@@ -380,7 +380,8 @@ def test_a_qsub_that_crashes_again_and_again_is_given_up_and_never_doubled(site:
 
 def test_of_two_jobs_of_one_name_the_second_is_ended(site: Site, fake_pbs: FakePbs) -> None:
     for _ in range(2):
-        subprocess.run(["qsub", "-f", "-N", "bf-b1", "--", "/bin/sleep", "300"], check=True, capture_output=True)
+        subprocess.run(["qsub", "-f", "-N", "bf-b1", "--", "/bin/sleep", "300"], check=True, capture_output=True,
+                       cwd=site.directory)
     fake_pbs.wait("R", 0)
     fake_pbs.wait("R", 1)
     site.provider.adopt("bf-b1", "", site.now)
