@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from balsamfut.queuemessages import Part
+from balsamfut.queuemessages import Part, Step
 
 
 class AttemptInfo(msgspec.Struct, frozen=True):
@@ -128,6 +128,16 @@ class BlockInfo(msgspec.Struct, frozen=True):
     tags: dict[str, str]         # only tasks that have all of these
     parts: list[Part]            # how it is split; none: it is not
     why: str                     # of the elastic queue: why it was asked for; "": a person asked
+
+
+class PlanInfo(msgspec.Struct, frozen=True):
+    """What the elastic queue would do."""
+
+    enabled: bool                # [elastic] enabled
+    paused: bool
+    lines: list[str]             # for people: what is known, what would be done and why, and why nothing more is
+    steps: list[Step]
+    finish: float | None         # seconds until the work that is ready may be done; None: not known
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

@@ -71,8 +71,11 @@ class Pilot(msgspec.Struct, frozen=True):
 
 class Elastic(msgspec.Struct, frozen=True):
     enabled: Annotated[bool, Meta(description=(
-        "blocks are asked for, and let go, as the work that waits needs them; not connected in this version: "
-        "`queue submit` asks for them"))] = False
+        "blocks are asked for, and let go, as the work that waits needs them; `queue plan` tells what it would "
+        "do"))] = False
+    project: Annotated[str, Meta(description="who pays for those blocks")] = ""
+    extra: Annotated[str, Meta(description=(
+        "more for their job scripts, as -x of `queue submit`, separated by blanks: filesystems=home:flare"))] = ""
     queues: Annotated[str, Meta(description=(
         "the queues that may be used, separated by blanks; empty: all of the platform's that do not end blocks without "
         "a warning"))] = ""

@@ -36,6 +36,9 @@ COMMANDS: Final[Tree] = {
         "submit": "Ask the batch system for a block of nodes, on which a pilot runs tasks until its time is over.",
         "ls": "List the blocks that were asked for, oldest first.",
         "rm": "End blocks, or withdraw those that wait; what ran there runs elsewhere.",
+        "plan": "Tell which blocks the elastic queue would ask for or let go now, and why.",
+        "pause": "Have the elastic queue ask for no blocks.",
+        "resume": "Have the elastic queue ask for blocks again.",
     }),
     "task": ("Look at tasks, and end them.", {
         "ls": "List tasks, oldest first.",

@@ -7,16 +7,18 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from balsamfut import connection
 from balsamfut.errors import InterchangeLost, UsageError
 from balsamfut.executor import local
 from balsamfut.executor.line import Line
-from balsamfut.messages import PROTOCOL, BlockAnswer, Hello, Message, Notice, Refused
+from balsamfut.messages import PROTOCOL, BlockAnswer, ElasticAnswer, ElasticOrder, Hello, Message, Notice, Refused
 from balsamfut.wire import Poller
 
 A = TypeVar("A", bound=Message)
+
+_NOBODY: Final = "no interchange runs for {site}: `balsamfut site start` starts one"
 
 
 def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str = "",
@@ -50,10 +52,17 @@ def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str
         line.drop(0.5)
 
 
+def order_elastic(site: Path, order: str) -> ElasticAnswer:
+    """plan, pause or resume.  Raises as ask does, and UsageError with why it is refused."""
+    answer = ask(site, ElasticOrder(1, order), ElasticAnswer, nobody=_NOBODY.format(site=site))
+    if answer.error:
+        raise UsageError(answer.error)
+    return answer
+
+
 def ask_for_block(site: Path, message: Message) -> int:
     """The number of the block that the answer is about.  Raises as ask does, and UsageError with why it is refused."""
-    answer = ask(site, message, BlockAnswer,
-                 nobody=f"no interchange runs for {site}: `balsamfut site start` starts one")
+    answer = ask(site, message, BlockAnswer, nobody=_NOBODY.format(site=site))
     if answer.error:
         raise UsageError(answer.error)
     return answer.block

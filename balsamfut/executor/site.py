@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from balsamfut.errors import UsageError
 from balsamfut.executor import asking
 from balsamfut.executor.local import site_directory
+from balsamfut.infos import PlanInfo
 from balsamfut.messages import RemoveBlock, SubmitBlock
 
 if TYPE_CHECKING:
@@ -58,6 +59,20 @@ class Queue:
     def rm(self, block: int) -> None:
         """End a block, or withdraw one that waits.  Raises as submit does."""
         asking.ask_for_block(self._site, RemoveBlock(1, block))
+
+    def plan(self) -> PlanInfo:
+        """What the elastic queue would do now, and why.  Raises InterchangeLost where the site is not running."""
+        answer = asking.order_elastic(self._site, "plan")
+        return PlanInfo(answer.enabled, answer.paused, answer.lines, answer.steps, answer.finish or None)
+
+    def pause(self) -> None:
+        """Have the elastic queue ask for no blocks; those that are there go on, and are let go as ever.  Raises as plan
+        does."""
+        asking.order_elastic(self._site, "pause")
+
+    def resume(self) -> None:
+        """Have the elastic queue ask for blocks again.  Raises as plan does."""
+        asking.order_elastic(self._site, "resume")
 
     def ls(self, *, history: bool = False) -> list[BlockInfo]:
         """The blocks that were asked for, oldest first; history: those that are over, too."""

@@ -7,13 +7,15 @@ Asking is done by the loop (blocks.py) through a provider; what a pilot does wit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from balsamfut.interchange.book import Book, Pilot, Session
 from balsamfut.interchange.elastic import Failure
 from balsamfut.interchange.pilots import Pilots
-from balsamfut.interchange.records import BlockRow, PilotRow
+from balsamfut.interchange.records import BlockRow, Past, PilotRow
 from balsamfut.interchange.sessions import Sessions
+from balsamfut.interchange.waits import Wait
 from balsamfut.messages import BlockAnswer, Notice, RemoveBlock, SubmitBlock
 from balsamfut.platforms import Platform
 from balsamfut.platforms.queues import Taken, refusal, tables
@@ -27,7 +29,8 @@ PASSES: Final = "that may pass: the same block can be asked for again"
 class Batch:
     """The part of the brain that asks for blocks."""
 
-    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, platform: Platform, provider: str) -> None:
+    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, platform: Platform, provider: str,
+                 past: Past) -> None:
         self.book = book
         self.sessions = sessions
         self.pilots = pilots
@@ -39,7 +42,8 @@ class Batch:
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
         self._removed: set[int] = set()        # a person ended these blocks and need not be told
-        self._trouble = ""                     # why the batch system cannot be asked, as people were told
+        self.past = past                       # with the blocks of today
+        self.troubled = ""                     # why the batch system cannot be asked, as people were told
         for row in book.blocks.values():
             pilot = book.pilots.get(row.id)
             if pilot is not None:
@@ -53,19 +57,25 @@ class Batch:
         if why is not None:
             self._answer(peer, BlockAnswer(message.request, 0, why))
             return
+        row = self.want(token, message.queue, message.nodes, message.walltime, now, mode=message.mode,
+                        project=message.project, params=message.params)
+        self._answer(peer, BlockAnswer(message.request, row.id, ""))
+
+    def want(self, token: str, queue: str, nodes: int, walltime: float, now: float, *, mode: str = "any",
+             project: str = "", params: Mapping[str, str] | None = None, why: str = "") -> BlockRow:
+        """A block that is to be asked for once this turn is committed.  walltime: seconds."""
         book = self.book
-        pilot = PilotRow(book.next_pilot, token, "", 0, self.platform.name, message.nodes, 0.0)
+        pilot = PilotRow(book.next_pilot, token, "", 0, self.platform.name, nodes, 0.0)
         book.next_pilot += 1
         book.pilots[pilot.id] = made = Pilot(pilot)
         _wait(made)
-        row = BlockRow(pilot.id, token, self.provider, "", message.queue, message.project, message.nodes,
-                       message.walltime, message.mode, dict(message.params), BlockState.SUBMITTING, self._why_waiting(),
-                       now)
+        row = BlockRow(pilot.id, token, self.provider, "", queue, project, nodes, walltime, mode, dict(params or {}),
+                       BlockState.SUBMITTING, self._why_waiting(), now, why=why)
         book.blocks[row.id] = row
         book.writes.pilots.append(pilot)
         book.writes.blocks.append(row)
         self.wanted.append(row)
-        self._answer(peer, BlockAnswer(message.request, row.id, ""))
+        return row
 
     def _refusal(self, message: SubmitBlock) -> str | None:
         if self.sessions.config.embedded:
@@ -106,7 +116,7 @@ class Batch:
         """The blocks to be submitted and those to be cancelled, each told once.  While the batch system cannot be asked
         nothing is submitted: what is wanted waits."""
         unwanted, self.unwanted = self.unwanted, []
-        if self._trouble:
+        if self.troubled:
             return [], unwanted
         wanted, self.wanted = self.wanted, []
         return wanted, unwanted
@@ -118,9 +128,9 @@ class Batch:
 
         Returns what is new for people, "" if nothing is.
         """
-        if text == self._trouble:
+        if text == self.troubled:
             return ""
-        self._trouble = text
+        self.troubled = text
         for row in self.wanted:
             row.text = self._why_waiting()
             self.book.writes.blocks.append(row)
@@ -128,8 +138,8 @@ class Batch:
 
     def greet(self, session: Session) -> None:
         """A client is here: it hears what the others have heard."""
-        if self._trouble:
-            self.book.send_client(session, Notice(self._trouble))
+        if self.troubled:
+            self.book.send_client(session, Notice(self.troubled))
 
     def told(self, status: BlockStatus, now: float) -> None:
         """Record it; a block that is over takes its pilot along."""
@@ -138,14 +148,16 @@ class Batch:
             return
         self._count(row, status, now)
         row.state, row.batch_id, row.text = status.state, status.id or row.batch_id, _text(status)
-        if status.state is BlockState.RUNNING:
-            row.started = row.started or now
+        if status.state is BlockState.RUNNING and not row.started:
+            row.started = now
+            self.past.waits.append(Wait(row.queue, row.nodes, row.walltime, now - row.submitted, now))
         self.book.writes.blocks.append(row)
         if status.over:
             self._over(row, status, now)
 
     def _over(self, row: BlockRow, status: BlockStatus, now: float) -> None:
         row.ended, row.exit_code = now, status.exit_code
+        self.past.spent += row.nodes * (now - row.started) if row.started else 0.0
         del self.book.blocks[row.id]
         pilot = self.book.pilots.get(row.id)
         why = row.text or _ended(status.exit_code)
@@ -173,7 +185,7 @@ class Batch:
                 self.failures.pop(row.queue, None)
 
     def _why_waiting(self) -> str:
-        return f"it will be asked for when the batch system answers again: {self._trouble}" if self._trouble else ""
+        return f"it will be asked for when the batch system answers again: {self.troubled}" if self.troubled else ""
 
     def _say(self, text: str) -> str:
         for session in self.sessions.alive():

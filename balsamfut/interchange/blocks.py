@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,11 @@ class Blocks:
     def close(self) -> None:
         """Blocks go on."""
         self._provider.close()
+
+
+def new_token() -> str:
+    """Of a block: unique for ever, and a job's name in every batch system."""
+    return f"bf-{secrets.token_hex(6)}"
 
 
 def provider_of(name: str, platform: Platform) -> Provider:

@@ -22,6 +22,7 @@ from balsamfut.interchange.nodes import Nodes
 from balsamfut.interchange.pilots import PILOT_SILENCE, Pilots
 from balsamfut.interchange.records import PilotRow, World, Writes
 from balsamfut.interchange.requests import Found, Requests, Wanted
+from balsamfut.interchange.scaling import Scaling
 from balsamfut.interchange.sessions import Config, Sessions
 from balsamfut.messages import (
     PROTOCOL,
@@ -32,6 +33,7 @@ from balsamfut.messages import (
     Bye,
     Cancel,
     Declined,
+    ElasticOrder,
     Enrol,
     Exited,
     Expelled,
@@ -90,7 +92,8 @@ class Core:
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
-        self.batch = Batch(self.book, self.sessions, self.pilots, config.platform, config.provider)
+        self.batch = Batch(self.book, self.sessions, self.pilots, config.platform, config.provider, world.past)
+        self.scaling = Scaling(self.book, self.queues, self.batch, self.pilots, config.elastic, config.paused)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.detached = False             # a script has left its tasks to us
@@ -192,6 +195,8 @@ class Core:
             self.sessions.resume(session, message, now)
         elif isinstance(message, RemoveBlock):
             self.batch.remove(peer, message, now)
+        elif isinstance(message, ElasticOrder):
+            self.scaling.order(peer, message, now)
         elif isinstance(message, Beat):
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):

@@ -11,12 +11,15 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from balsamfut import connection
 from balsamfut.connection import Connection
 from balsamfut.errors import BalsamfutError, SiteTaken
+
+PAUSED: Final = "elastic.paused"
 
 
 def announce(site: Path, said: Connection) -> None:
@@ -31,6 +34,19 @@ def withdraw(site: Path) -> None:
     if found is not None and found.here and found.pid == os.getpid():
         with suppress(OSError):
             (site / connection.NAME).unlink()
+
+
+def paused(site: Path) -> bool:
+    """Whether the elastic queue of this site is to ask for nothing."""
+    return (site / PAUSED).exists()
+
+
+def pause(site: Path, on: bool) -> None:
+    """Remember that, for interchanges to come."""
+    if on:
+        write_file(site / PAUSED, b"the elastic queue asks for no blocks; `balsamfut queue resume` ends that\n")
+    else:
+        (site / PAUSED).unlink(missing_ok=True)
 
 
 def frames(data: bytes) -> list[bytes]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from balsamfut.interchange.waits import Wait
 from balsamfut.messages import Detail
 from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass, TaskSpec, TaskState
 from balsamfut.queuemessages import Part
@@ -113,6 +114,11 @@ class BlockRow:
     parts: list[Part] = field(default_factory=list)       # none: it is not split
     why: str = ""         # of the elastic queue: why it was asked for; "": a person asked
 
+    @property
+    def takes_everything(self) -> bool:
+        """Whatever task may run there, if it fits."""
+        return self.mode == "any" and not self.tags and not self.parts
+
 
 @dataclass(slots=True)
 class NodeRow:
@@ -174,6 +180,14 @@ class Writes:
 
 
 @dataclass(slots=True)
+class Past:
+    """What is known of the blocks that this site has had."""
+
+    waits: list[Wait] = field(default_factory=list)    # the newest ones, those that run among them
+    spent: float = 0.0                                 # node-seconds of those that are over
+
+
+@dataclass(slots=True)
 class World:
     """What a starting interchange must know of its database."""
 
@@ -190,3 +204,4 @@ class World:
     sessions: list[SessionRow] = field(default_factory=list)   # not closed
     blocks: list[BlockRow] = field(default_factory=list)        # not over
     pilots: list[PilotRow] = field(default_factory=list)       # not ended
+    past: Past = field(default_factory=Past)

@@ -27,7 +27,7 @@ from balsamfut import faults, platforms, settings
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
-from balsamfut.interchange.blocks import Blocks, LocalPilots
+from balsamfut.interchange.blocks import Blocks, LocalPilots, new_token
 from balsamfut.interchange.clock import Clock
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.doors import open_doors
@@ -36,7 +36,7 @@ from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.interchange.watching import Watched
-from balsamfut.messages import PROTOCOL, Hello, Message, Notice, Reports, Submit, SubmitBlock
+from balsamfut.messages import PROTOCOL, ElasticOrder, Hello, Message, Notice, Reports, Submit, SubmitBlock
 from balsamfut.wire import Poller, Waker
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ class Server:
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
-            linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider)
+            linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider,
+            elastic=self.settings.elastic, paused=files.paused(site))
         self.core = Core(self.store.load_world(), config, Fits(site), self.clock.now())
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
@@ -205,7 +206,9 @@ class Server:
                 elif isinstance(message, Hello):
                     self.watch_process(message)
                 elif isinstance(message, SubmitBlock):
-                    core.batch.submit(peer, message, f"bf-{secrets.token_hex(6)}", now)
+                    core.batch.submit(peer, message, new_token(), now)
+                elif isinstance(message, ElasticOrder):
+                    files.pause(self.site, core.scaling.paused)
             if not got or work >= WORK:
                 break
 
@@ -279,6 +282,7 @@ class Server:
             if row.pid and row.host == os.uname().nodename and not self.blocks.owns(row.id) and not runs(row.pid):
                 self.core.pilots.gone(row.id, "its process ended", now)
         self.core.tick(now)
+        self.core.scaling.look(now, new_token)
         if self.core.sessions.stopping:
             files.withdraw(self.site)
             self.blocks.hurry(now)

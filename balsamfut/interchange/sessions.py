@@ -14,6 +14,7 @@ from balsamfut.messages import PROTOCOL, Ending, Hello, Refused, Resume, Resumed
 from balsamfut.model import CLOSED, TaskState
 from balsamfut.platforms import Platform
 from balsamfut.serialize import digest16
+from balsamfut.settings import Elastic
 
 S = TaskState
 
@@ -44,6 +45,8 @@ class Config:
     platform: Platform            # of the site's blocks
     provider: str                 # who is asked for them
     pid: int = 0
+    elastic: Elastic = Elastic()
+    paused: bool = False          # its elastic queue is
 
 
 class Sessions:

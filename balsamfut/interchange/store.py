@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from balsamfut import faults, schema
 from balsamfut.errors import SiteError, SiteTaken
-from balsamfut.interchange import rows
+from balsamfut.interchange import past, rows
 from balsamfut.interchange.mounts import MOUNTS, NETWORK, filesystem
 from balsamfut.interchange.records import Task, World, Writes
 from balsamfut.model import OPEN, TaskState
@@ -327,7 +327,7 @@ class Store:
                 pools=every(schema.pools, rows.pool_from),
                 sessions=every(schema.sessions, rows.session_from, schema.sessions.c.closed == 0),
                 blocks=every(schema.blocks, rows.block_from, schema.blocks.c.ended == 0),
-                pilots=every(schema.pilots, rows.pilot_from, schema.pilots.c.ended == 0))
+                pilots=every(schema.pilots, rows.pilot_from, schema.pilots.c.ended == 0), past=past.load(connection))
 
     def load_open(self, campaign: int | None = None, retry_failed: bool = False) -> list[Task]:
         """The tasks that are not over (retry_failed: those that failed too), of one campaign or all, by id; and with

@@ -1,0 +1,256 @@
+"""The elastic queue at work: what is known is put before its brain (elastic.py), and what that decides is done.
+
+Part of the interchange's brain: pure.  It counts what waits, knows which blocks there are and how they stand, asks for
+blocks through batch.py and lets those go that run nothing.  Why a block was asked for is recorded with it, and whether
+the elastic queue is paused in a file of the site, by the loop; what else it remembers may be forgotten without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from balsamfut.errors import SettingsError
+from balsamfut.interchange.backlog import Block, Demand, Phase, demand
+from balsamfut.interchange.batch import Batch
+from balsamfut.interchange.book import Book, Pilot
+from balsamfut.interchange.elastic import Decision, Plan, Submit, View, decide
+from balsamfut.interchange.matcher import ReadyQueues
+from balsamfut.interchange.pilots import Pilots
+from balsamfut.interchange.records import BlockRow, Task
+from balsamfut.messages import ElasticAnswer, ElasticOrder
+from balsamfut.model import TaskState
+from balsamfut.placement import Packer
+from balsamfut.platforms.queues import Queue
+from balsamfut.provider.base import BlockState
+from balsamfut.queuemessages import Step
+from balsamfut.settings import Elastic
+
+PERIOD: Final = 10.0
+"""Seconds between two looks ..."""
+COUNTED: Final = 20_000
+"""... or more, where tasks have to be counted: so many in a second, which costs about a thousandth of a core."""
+SETTLES: Final = 60.0
+"""Seconds that a growing backlog is waited for at most: a block for its beginning would be too small."""
+HANGS: Final = 60.0
+"""Seconds after which a block that was told to end, and is there still, is ended by the batch system."""
+DAY: Final = 86400.0
+
+
+class Scaling:
+    """The part of the brain that asks for blocks by itself."""
+
+    def __init__(self, book: Book, queues: ReadyQueues, batch: Batch, pilots: Pilots, settings: Elastic,
+                 paused: bool) -> None:
+        self.book = book
+        self.queues = queues
+        self.batch = batch
+        self.pilots = pilots
+        self.settings = settings
+        self.paused = paused
+        node = batch.platform.node
+        self._extra = pairs(settings.extra)
+        self._packer = Packer(node, [f"n{index}" for index in range(min(batch.platform.max_nodes, 2))])
+        self._offers = offers(batch.queues, batch.provider, batch.platform.max_nodes, settings)
+        self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
+        self._leaving: dict[str, float] = {}     # blocks that were told to end, and when
+        self._surplus: dict[str, float] = {}     # of the plan before
+        self._next = 0.0
+        self._growing = 0.0                      # since when more and more is ready
+        self._ready = 0
+
+    # ---- what people ask
+
+    def order(self, peer: bytes, message: ElasticOrder, now: float) -> None:
+        """Answer what somebody wants to know, or to be done."""
+        error = ""
+        if self.batch.sessions.config.embedded:
+            error = ("the interchange that runs here belongs to a script and has its own machine alone; the elastic "
+                     "queue is for sites that are kept: `balsamfut site init`")
+        elif message.order in ("pause", "resume"):
+            self.paused = message.order == "pause"
+            self.book.event(now, "elastic", "paused" if self.paused else "goes on")
+        elif message.order != "plan":
+            error = f"there is no order {message.order!r} for the elastic queue; there are plan, pause and resume"
+        answer = ElasticAnswer(message.request, self.settings.enabled, self.paused, error=error)
+        if message.order == "plan" and not error:
+            plan = self.think(now)
+            answer = ElasticAnswer(message.request, self.settings.enabled, self.paused, list(plan.lines),
+                                   [self._step(decision) for decision in plan.decisions], plan.finish)
+        self.book.out.clients.setdefault(peer, []).append(answer)
+
+    def _step(self, decision: Decision) -> Step:
+        if isinstance(decision, Submit):
+            return Step("submit", decision.why, decision.queue, decision.nodes, decision.wall)
+        row = self._row(decision.token)
+        return Step("release", decision.why, row.queue, row.nodes, row.walltime, row.id)
+
+    # ---- what it does
+
+    def look(self, now: float, token: Callable[[], str]) -> None:
+        """Ask for blocks and let blocks go, if it is time to.  token: a new one, unique for ever."""
+        sessions = self.batch.sessions
+        if not self.settings.enabled or sessions.config.embedded or sessions.stopping:
+            return
+        self._watch(now)
+        if now < self._next:
+            return
+        self._next = now + max(PERIOD, len(self.book.tasks) / COUNTED)
+        plan = self.think(now)
+        self._surplus = dict(plan.surplus)
+        unsettled = self._unsettled(now)
+        for decision in plan.decisions:
+            if not isinstance(decision, Submit):
+                self._release(self._row(decision.token), decision.why, now)
+            elif not unsettled:
+                self.batch.want(token(), decision.queue, decision.nodes, decision.wall, now, why=decision.why,
+                                project=self.settings.project, params=self._extra)
+
+    def think(self, now: float) -> Plan:
+        """What is to be done, and why."""
+        view = self.view(now)
+        plan = decide(view, self._surplus)
+        lines = [*self._before(view), *plan.lines]
+        return Plan(plan.decisions if view.queues else (), tuple(lines), plan.surplus, plan.finish)
+
+    def _before(self, view: View) -> list[str]:
+        lines = []
+        if not self.settings.enabled:
+            lines.append("[elastic] enabled is false in settings.toml: nothing of this is done")
+        if not view.queues:
+            lines.append(f"the queues of {self.batch.platform.name} are not described: [elastic] max_nodes and "
+                         "max_hours say what may be asked for")
+        if self.batch.troubled:
+            lines.append(f"nothing is asked for while this lasts: {self.batch.troubled}")
+        hopeless = {cls for cls in self._counts(TaskState.READY) if self._demand(cls) is None}
+        for cls in sorted(hopeless):
+            lines.append(f"{self.book.classes[cls].app.name} asks for more than any node of "
+                         f"{self.batch.platform.name} has: no block is asked for it")
+        return lines
+
+    def _unsettled(self, now: float) -> bool:
+        """Calls are still coming."""
+        before, self._ready = self._ready, self.queues.size
+        if self._ready <= 1.1 * before:
+            self._growing = 0.0
+            return False
+        self._growing = self._growing or now
+        if now - self._growing < SETTLES:
+            self._next = min(self._next, now + 0.3 * PERIOD)
+            return True
+        return False
+
+    def _watch(self, now: float) -> None:
+        """What runs nothing, and what should be over by now."""
+        for number in self.book.blocks:
+            pilot = self.book.pilots.get(number)
+            if pilot is not None and pilot.enrolled and not pilot.held:
+                self._idle.setdefault(number, now)
+            else:
+                self._idle.pop(number, None)
+        there = {row.token: row for row in self.book.blocks.values()}
+        self._idle = {number: since for number, since in self._idle.items() if number in self.book.blocks}
+        self._leaving = {token: since for token, since in self._leaving.items() if token in there}
+        for token, since in self._leaving.items():
+            if now - since > HANGS:
+                self.batch.unwanted.append(there[token])
+                self._leaving[token] = now
+
+    def _release(self, row: BlockRow, why: str, now: float) -> None:
+        pilot = self.book.pilots.get(row.id)
+        if pilot is not None and pilot.held:
+            return                   # it was given something meanwhile
+        self._leaving[row.token] = now
+        self.book.event(now, "elastic", f"block {row.id} is let go: {why}", pilot=row.id)
+        if pilot is not None and pilot.enrolled:
+            self.pilots.stop(pilot, 0.0)
+        else:
+            self.batch.unwanted.append(row)
+
+    def _row(self, token: str) -> BlockRow:
+        return next(row for row in self.book.blocks.values() if row.token == token)
+
+    # ---- what it sees
+
+    def view(self, now: float) -> View:
+        """All that is known."""
+        ready, later = self._counts(TaskState.READY), self._counts(TaskState.WAITING)
+        demands = []
+        for cls in ready.keys() | later.keys():
+            each = self._demand(cls, ready.get(cls, 0), later.get(cls, 0))
+            if each is not None:
+                demands.append(each)
+        past = self.batch.past
+        running = sum(row.nodes * (now - row.started) for row in self.book.blocks.values() if row.started)
+        return View(
+            now, tuple(demands), tuple(self._block(row, now) for row in self.book.blocks.values()), self._offers,
+            self.settings, seen=tuple(past.waits), failures=self.batch.failures, spent=past.spent + running,
+            paused=self.paused or bool(self.batch.troubled))
+
+    def _counts(self, state: TaskState) -> dict[int, int]:
+        """Tasks by class: READY ones that are queued, or WAITING ones."""
+        found: dict[int, int] = {}
+        tasks = self.queues.tasks() if state is TaskState.READY else [
+            task for task in self.book.tasks.values() if task.state is state and task.joins is None]
+        for task in tasks:
+            found[task.cls] = found.get(task.cls, 0) + 1
+        return found
+
+    def _demand(self, cls: int, ready: int = 0, later: int = 0) -> Demand | None:
+        info = self.book.classes[cls]
+        return demand(info.app.name, info.spec.resources, info.spec.options.walltime or 0.0, info.typical, ready, later,
+                      self._packer)
+
+    def _block(self, row: BlockRow, now: float) -> Block:
+        pilot = self.book.pilots.get(row.id)
+        phase = Phase.QUEUED
+        if row.token in self._leaving or pilot is None or pilot.stopping:
+            phase = Phase.LEAVING
+        elif pilot.enrolled or row.state == BlockState.RUNNING:
+            phase = Phase.RUNNING
+        started = row.started or (pilot.row.started if pilot is not None else 0.0)
+        running = phase is not Phase.QUEUED
+        return Block(
+            row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted,
+            started + (row.walltime or DAY) if running else 0.0, self._busy(pilot, now) if pilot is not None else 0.0,
+            self._idle.get(row.id, 0.0), bool(row.why), row.takes_everything)
+
+    def _busy(self, pilot: Pilot, now: float) -> float:
+        """Node-seconds that what a pilot has will still take."""
+        known: dict[int, Demand | None] = {}
+        total = 0.0
+        for task in pilot.held.values():
+            if task.cls not in known:
+                known[task.cls] = self._demand(task.cls)
+            each = known[task.cls]
+            if each is not None:
+                total += _left(task, each.seconds, now) * each.nodes / each.per_node
+        return total
+
+
+def _left(task: Task, seconds: float, now: float) -> float:
+    if task.state is not TaskState.RUNNING or not task.started:
+        return seconds
+    return max(0.1 * seconds, seconds - max(0.0, now - task.started))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`a=1 b=2` as a dict.  Raises SettingsError."""
+    wrong = [word for word in text.split() if "=" not in word]
+    if wrong:
+        raise SettingsError(f"[elastic] extra takes key=value, separated by blanks, not {wrong[0]!r}")
+    return dict(word.split("=", 1) for word in text.split())
+
+
+def offers(queues: tuple[Queue, ...], provider: str, most: int, settings: Elastic) -> tuple[Queue, ...]:
+    """The queues that blocks may be asked of.  Where none is described: this machine takes one block at a time, and
+    another batch system what the settings say, which then have to."""
+    if queues:
+        return queues
+    if provider == "local":
+        return (Queue("", 1, most, 60.0, 7 * DAY, max_queued=1, max_running=1),)
+    if not (settings.max_nodes and settings.max_hours):
+        return ()
+    return tuple(Queue(name, 1, settings.max_nodes, 60.0, 3600.0 * settings.max_hours)
+                 for name in settings.queues.split() or [""])
+
