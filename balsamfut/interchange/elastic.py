@@ -53,6 +53,7 @@ class View(msgspec.Struct, frozen=True):
     failures: Mapping[str, Failure] = {}     # by queue; none after a block was accepted
     spent: float = 0.0                       # node-seconds that blocks have used, those that run until now
     paused: bool = False
+    hindrance: str = ""                      # why nothing can be asked for at the moment
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -195,8 +196,8 @@ class _Planner:
                 may = starts_in(block, self._waits, view.now)
                 self.counts[block.token] = part_by(earliest, left, may) / max(left, 1.0)
         cover = Cover(view.demands, self._held, view.now, FILL, counts=self.counts)
-        if view.paused:
-            lines.append("the elastic queue is paused: no block is asked for")
+        if view.paused or view.hindrance:
+            lines.append(f"no block is asked for: {view.hindrance or 'the elastic queue is paused'}")
             return [], 0.0
         lacking = view.settings.min_blocks - len(self._held)
         found: list[Submit] = []

@@ -28,6 +28,8 @@ from balsamfut.settings import Elastic
 
 PERIOD: Final = 10.0
 """Seconds between two looks ..."""
+SOON: Final = 2.0
+"""... but when something is ready after a time without, and while more and more is, it is looked so soon again."""
 COUNTED: Final = 20_000
 """... or more, where tasks have to be counted: so many in a second, which costs about a thousandth of a core."""
 SETTLES: Final = 60.0
@@ -55,7 +57,7 @@ class Scaling:
         self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
         self._leaving: dict[str, float] = {}     # blocks that were told to end, and when
         self._surplus: dict[str, float] = {}     # of the plan before
-        self._next = 0.0
+        self._next = self._looked = 0.0
         self._growing = 0.0                      # since when more and more is ready
         self._ready = 0
 
@@ -93,8 +95,13 @@ class Scaling:
         if not self.settings.enabled or sessions.config.embedded or sessions.stopping:
             return
         self._watch(now)
-        if now < self._next:
+        if not self._ready and self.queues.size:
+            self._next = min(self._next, now + SOON)
+            self._ready = 1
+        idle = min(self._idle.values(), default=now) + self.settings.idle
+        if now < self._next and not (idle <= now and now - self._looked >= SOON):
             return
+        self._looked = now
         self._next = now + max(PERIOD, len(self.book.tasks) / COUNTED)
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
@@ -103,25 +110,32 @@ class Scaling:
             if not isinstance(decision, Submit):
                 self._release(self._row(decision.token), decision.why, now)
             elif not unsettled:
-                self.batch.want(token(), decision.queue, decision.nodes, decision.wall, now, why=decision.why,
-                                project=self.settings.project, params=self._extra)
+                row = self.batch.want(token(), decision.queue, decision.nodes, decision.wall, now, why=decision.why,
+                                      project=self.settings.project, params=self._extra)
+                self.book.event(now, "elastic", f"block {row.id} is asked for: {decision.why}", pilot=row.id)
 
     def think(self, now: float) -> Plan:
         """What is to be done, and why."""
         view = self.view(now)
         plan = decide(view, self._surplus)
-        lines = [*self._before(view), *plan.lines]
-        return Plan(plan.decisions if view.queues else (), tuple(lines), plan.surplus, plan.finish)
+        return Plan(plan.decisions, (*self._before(), *plan.lines), plan.surplus, plan.finish)
 
-    def _before(self, view: View) -> list[str]:
+    def _hindrance(self) -> str:
+        """Why nothing can be asked for, whatever waits."""
+        machine = self.batch.platform
+        if self.batch.troubled:
+            return self.batch.troubled
+        if not self._offers:
+            return (f"the queues of {machine.name} are not described; [elastic] max_nodes and max_hours in "
+                    "settings.toml say what may be asked for")
+        if machine.scheduler.get("account_required") and not self.settings.project:
+            return f"{machine.name} wants to know which project pays: [elastic] project in settings.toml"
+        return ""
+
+    def _before(self) -> list[str]:
         lines = []
         if not self.settings.enabled:
             lines.append("[elastic] enabled is false in settings.toml: nothing of this is done")
-        if not view.queues:
-            lines.append(f"the queues of {self.batch.platform.name} are not described: [elastic] max_nodes and "
-                         "max_hours say what may be asked for")
-        if self.batch.troubled:
-            lines.append(f"nothing is asked for while this lasts: {self.batch.troubled}")
         hopeless = {cls for cls in self._counts(TaskState.READY) if self._demand(cls) is None}
         for cls in sorted(hopeless):
             lines.append(f"{self.book.classes[cls].app.name} asks for more than any node of "
@@ -136,7 +150,7 @@ class Scaling:
             return False
         self._growing = self._growing or now
         if now - self._growing < SETTLES:
-            self._next = min(self._next, now + 0.3 * PERIOD)
+            self._next = min(self._next, now + SOON)
             return True
         return False
 
@@ -185,7 +199,7 @@ class Scaling:
         return View(
             now, tuple(demands), tuple(self._block(row, now) for row in self.book.blocks.values()), self._offers,
             self.settings, seen=tuple(past.waits), failures=self.batch.failures, spent=past.spent + running,
-            paused=self.paused or bool(self.batch.troubled))
+            paused=self.paused, hindrance=self._hindrance())
 
     def _counts(self, state: TaskState) -> dict[int, int]:
         """Tasks by class: READY ones that are queued, or WAITING ones."""

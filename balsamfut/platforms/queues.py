@@ -184,7 +184,7 @@ def span(seconds: float) -> str:
     """A walltime for people: `45 min`, `1 h 30 min`, `7 days`."""
     minutes = round(seconds / 60.0)
     if minutes < 1:
-        return f"{seconds:g} s"
+        return f"{seconds:.3g} s"
     if minutes % 1440 == 0:
         return f"{minutes // 1440} day{'' if minutes == 1440 else 's'}"
     hours, rest = divmod(minutes, 60)

@@ -1,0 +1,343 @@
+"""The elastic queue in the interchange's brain: what it sees, asks for and lets go; the batch system is ours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import pytest
+from interchange_world import CONFIG, Database, Harness
+
+from balsamfut import platforms
+from balsamfut.errors import SettingsError
+from balsamfut.interchange.backlog import Phase
+from balsamfut.interchange.core import Core
+from balsamfut.interchange.records import BlockRow, Writes
+from balsamfut.interchange.scaling import COUNTED, HANGS, PERIOD, SETTLES, offers, pairs
+from balsamfut.messages import (
+    PROTOCOL,
+    Cancel,
+    ElasticAnswer,
+    ElasticOrder,
+    Enrol,
+    Fault,
+    Message,
+    Stop,
+    SubmitBlock,
+)
+from balsamfut.platforms.queues import Queue
+from balsamfut.provider.base import BlockState, BlockStatus
+from balsamfut.settings import Elastic
+
+HOUR = 3600.0
+ON = Elastic(enabled=True, project="demo", idle=60.0)
+
+
+class Recorder(Database):
+    """Keeps what was written about blocks, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: dict[int, BlockRow] = {}
+
+    def commit(self, writes: Writes) -> None:
+        super().commit(writes)
+        self.blocks |= {row.id: dataclasses.replace(row) for row in writes.blocks}
+
+
+class Campaign(Harness):
+    """A kept site on Aurora, whose batch system does what the test says."""
+
+    def __init__(self, settings: Elastic = ON, *, embedded: bool = False, paused: bool = False) -> None:
+        self.config = dataclasses.replace(CONFIG, embedded=embedded, platform=platforms.load("aurora"), provider="pbs",
+                                          elastic=settings, paused=paused)
+        self.elastic: list[ElasticAnswer] = []
+        self.stopped: list[bytes] = []
+        self.tokens = 0
+        super().__init__()
+
+    def start(self) -> None:
+        if not isinstance(self.db, Recorder):
+            self.db: Recorder = Recorder()
+        self.core = Core(self.db.load_world(), self.config, lambda enrol, resources: 12 * len(enrol.nodes), self.now)
+        self.turn()
+        self.hello()
+
+    def to_client(self, message: Message) -> None:
+        super().to_client(message)
+        if isinstance(message, ElasticAnswer):
+            self.elastic.append(message)
+
+    def to_pilot(self, peer: bytes, message: Message) -> None:
+        super().to_pilot(peer, message)
+        if isinstance(message, Stop):
+            self.stopped.append(peer)
+
+    def token_of(self) -> str:
+        self.tokens += 1
+        return f"bf-{self.tokens}"
+
+    def wait(self, seconds: float, step: float = 1.0) -> None:
+        """Let time pass; everybody who lives says so."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + step)
+            self.core.scaling.look(self.now, self.token_of)
+            self.beats()
+            self.turn()
+
+    def ask_elastic(self, order: str) -> ElasticAnswer:
+        self.client(ElasticOrder(1, order))
+        self.turn()
+        return self.elastic[-1]
+
+    def tasks(self, count: int) -> list[int]:
+        ns = [self.submit() for _ in range(count)]
+        self.turn()
+        return [self.ids[n] for n in ns]
+
+    @property
+    def wanted(self) -> list[BlockRow]:
+        """Blocks that are to be asked for."""
+        return self.core.batch.wanted
+
+    def status(self, row: BlockRow, state: BlockState, **more: object) -> None:
+        self.core.batch.told(BlockStatus(row.token, state, f"{row.id}.pbs", **more), self.now)  # type: ignore[arg-type]
+        self.turn()
+
+    def begin(self, row: BlockRow) -> bytes:
+        """The block starts, and its pilot comes."""
+        from interchange_world import PretendPilot
+        self.status(row, BlockState.RUNNING)
+        pilot = PretendPilot(row.id, row.token, f"pilot-{row.id}".encode())
+        self.pilots[pilot.peer] = pilot
+        names = [f"n{index}" for index in range(row.nodes)]
+        self.report(pilot, Enrol(PROTOCOL, row.id, row.token, 0, "host", "aurora", names, 12, 0, 0, []))
+        self.turn()
+        return pilot.peer
+
+    def finish(self, peer: bytes, seconds: float = 1.0) -> None:
+        """All that the pilot has is done."""
+        pilot = self.pilots[peer]
+        while pilot.held:
+            reports = []
+            for number in list(pilot.held):
+                done = self.exit_of(pilot, number, Fault.NONE)
+                reports.append(msgspec.structs.replace(done, started=self.now - seconds))
+            self.say(pilot, reports)        # type: ignore[arg-type]
+            self.turn()
+
+
+def test_tasks_that_wait_bring_blocks_which_are_recorded_with_the_reason_before_they_are_asked_for() -> None:
+    world = Campaign()
+    world.wait(PERIOD)
+    assert world.wanted == []
+    world.tasks(50)
+    world.wait(SETTLES + PERIOD)
+    assert world.wanted
+    for row in world.wanted:
+        assert world.db.blocks[row.id].why and row.queue in {queue.name for queue in world.core.batch.queues}
+        assert row.nodes <= 6, "fifty one-tile tasks need five nodes at most"
+
+
+def test_what_a_waiting_block_will_do_is_asked_for_once() -> None:
+    world = Campaign()
+    world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    first = len(world.wanted)
+    world.wait(20 * PERIOD)
+    assert first and len(world.wanted) == first
+
+
+def test_a_backlog_that_grows_is_waited_for_but_not_for_long() -> None:
+    world = Campaign()
+    world.tasks(20)
+    began = world.now
+    while not world.wanted and world.now < began + 2 * SETTLES:
+        world.tasks(max(1, len(world.ids) // 10))
+        world.wait(1.0)
+    assert world.wanted and SETTLES - PERIOD <= world.now - began <= SETTLES + PERIOD
+
+
+@pytest.mark.parametrize("case", ["off", "embedded", "paused", "trouble", "nobody pays", "no queues"])
+def test_nothing_is_asked_for_where_it_shall_not(case: str) -> None:
+    project = "" if case == "nobody pays" else "demo"
+    world = Campaign(Elastic(enabled=case != "off", project=project), embedded=case == "embedded",
+                     paused=case == "paused")
+    if case == "trouble":
+        world.core.batch.trouble("qstat: cannot connect to server")
+    elif case == "no queues":
+        world.core.scaling._offers = ()
+    world.tasks(50)
+    world.wait(SETTLES + 3 * PERIOD)
+    assert world.wanted == []
+    said = {"off": "enabled is false", "paused": "is paused", "trouble": "cannot connect to server",
+            "nobody pays": "which project pays: [elastic] project", "no queues": "max_nodes and max_hours"}
+    if case in said:
+        assert any(said[case] in line for line in world.ask_elastic("plan").lines)
+
+
+def test_pause_and_resume_are_answered_and_followed() -> None:
+    world = Campaign()
+    assert world.ask_elastic("pause").paused
+    world.tasks(50)
+    world.wait(SETTLES + PERIOD)
+    assert world.wanted == []
+    assert not world.ask_elastic("resume").paused
+    world.wait(SETTLES + PERIOD)
+    assert world.wanted
+
+
+def test_a_plan_tells_what_would_be_done_and_does_nothing() -> None:
+    world = Campaign(Elastic(project="demo"))
+    world.tasks(50)
+    plan = world.ask_elastic("plan")
+    assert not plan.enabled and "enabled is false" in plan.lines[0]
+    assert [step.what for step in plan.steps] == ["submit"] and plan.steps[0].nodes >= 1
+    assert world.wanted == [] and world.core.book.blocks == {}
+
+
+def test_an_unknown_order_and_an_embedded_interchange_say_what_would_be_right() -> None:
+    assert "there are plan, pause and resume" in Campaign().ask_elastic("stop").error
+    assert "site init" in Campaign(embedded=True).ask_elastic("plan").error
+
+
+def test_tasks_that_no_node_can_run_are_named_and_bring_no_block() -> None:
+    world = Campaign()
+    world.tasks(2)
+    cls = next(iter(world.core.book.classes.values()))
+    cls.spec = msgspec.structs.replace(cls.spec, resources=msgspec.structs.replace(
+        cls.spec.resources, threads_per_rank=4096))
+    world.wait(SETTLES + PERIOD)
+    assert world.wanted == []
+    assert any("more than any node of aurora has" in line for line in world.ask_elastic("plan").lines)
+
+
+# ---- letting go
+
+
+def running(world: Campaign, tasks: int = 12) -> tuple[BlockRow, bytes]:
+    """A world with one block, which runs."""
+    world.tasks(tasks)
+    world.wait(SETTLES + PERIOD)
+    row, *_ = world.wanted
+    world.wanted.clear()
+    return row, world.begin(row)
+
+
+def test_a_block_that_runs_nothing_is_told_to_end_after_the_idle_time() -> None:
+    world = Campaign()
+    row, peer = running(world)
+    world.wait(200.0)
+    assert world.stopped == [], "it has tasks"
+    world.finish(peer)
+    world.wait(ON.idle - 5.0)
+    assert world.stopped == []
+    world.wait(10.0)
+    assert world.stopped == [peer] and world.core.batch.unwanted == []
+    view = world.core.scaling.view(world.now)
+    assert [block.phase for block in view.blocks] == [Phase.LEAVING]
+
+
+def test_a_block_that_was_told_to_end_and_does_not_is_ended_by_the_batch_system() -> None:
+    world = Campaign()
+    row, peer = running(world)
+    world.finish(peer)
+    world.wait(ON.idle + 5.0)
+    world.wait(HANGS + 5.0)
+    assert [each.id for each in world.core.batch.unwanted] == [row.id]
+
+
+def test_a_block_of_a_person_is_not_let_go() -> None:
+    world = Campaign()
+    world.core.batch.submit(b"client", SubmitBlock(1, 1, HOUR, "debug", "project"), "bf-person", world.now)
+    world.turn()
+    row, = world.wanted
+    world.begin(row)
+    world.wait(10 * ON.idle)
+    assert world.stopped == [] and world.core.batch.unwanted == []
+
+
+def test_a_waiting_block_is_withdrawn_when_its_tasks_were_cancelled() -> None:
+    world = Campaign()
+    tasks = world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    row, *_ = world.wanted
+    world.wanted.clear()
+    world.status(row, BlockState.QUEUED)
+    world.ask(Cancel, tasks)
+    world.turn()
+    world.wait(ON.idle + 2 * PERIOD)
+    assert [each.id for each in world.core.batch.unwanted] == [row.id]
+    assert world.wanted == []
+
+
+# ---- what it sees
+
+
+def test_the_view_has_blocks_as_they_stand_and_the_work_that_runs_in_them() -> None:
+    world = Campaign()
+    row, peer = running(world, 12)
+    world.core.batch.submit(b"client", SubmitBlock(1, 1, HOUR, "debug", "project", mode="mpi"), "bf-mpi", world.now)
+    view = world.core.scaling.view(world.now)
+    mine, other = view.blocks
+    assert (mine.phase, mine.ours, mine.serves, mine.end) == (Phase.RUNNING, True, True, row.started + row.walltime)
+    assert mine.busy == pytest.approx(600.0 * 12 / 102), "twelve one-core tasks of ten minutes, for all that is known"
+    assert (other.phase, other.ours, other.serves) == (Phase.QUEUED, False, False)
+    assert [(wait.queue, wait.nodes) for wait in view.seen] == [(row.queue, row.nodes)]
+    assert view.spent == pytest.approx(row.nodes * (world.now - row.started))
+
+
+def test_tasks_that_wait_for_others_are_counted_as_such() -> None:
+    world = Campaign()
+    first, = world.tasks(1)
+    for _ in range(3):
+        world.submit((first,))
+    world.turn()
+    demand, = world.core.scaling.view(world.now).demands
+    assert (demand.count, demand.later) == (1, 3)
+
+
+def test_a_queue_that_refuses_is_left_alone_for_a_while_and_what_is_over_counts_as_spent() -> None:
+    world = Campaign(Elastic(enabled=True, project="demo", queues="debug", backoff=300.0))
+    world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    row, = world.wanted
+    world.wanted.clear()
+    world.status(row, BlockState.REFUSED, text="qsub: would exceed queue's per-user limit")
+    world.wait(200.0)
+    assert world.wanted == []
+    assert any("per-user limit" in line for line in world.ask_elastic("plan").lines)
+    world.wait(200.0)
+    again, = world.wanted
+    world.begin(again)
+    world.wait(100.0)
+    world.status(again, BlockState.ENDED, exit_code=0)
+    assert world.core.batch.past.spent == pytest.approx(again.nodes * (again.ended - again.started))
+    assert world.core.batch.failures == {}
+
+
+def test_many_tasks_are_counted_less_often() -> None:
+    world = Campaign()
+    world.tasks(1)
+    world.wait(SETTLES + PERIOD)
+    for number in range(1_000_000, 1_000_000 + int(3 * PERIOD * COUNTED / 1000)):
+        world.core.book.tasks[number] = next(iter(world.core.book.tasks.values()))
+    world.core.scaling.look(world.now + PERIOD, world.token_of)
+    assert world.core.scaling._next >= world.now + PERIOD
+
+
+def test_extra_settings_are_pairs() -> None:
+    assert pairs("filesystems=home:flare a=b=c") == {"filesystems": "home:flare", "a": "b=c"}
+    with pytest.raises(SettingsError, match="key=value"):
+        pairs("filesystems")
+
+
+def test_a_machine_whose_queues_are_not_described_is_asked_for_what_the_settings_say() -> None:
+    described = (Queue("q", 1, 4, 60.0, HOUR),)
+    assert offers(described, "slurm", 4, Elastic()) == described
+    assert offers((), "slurm", 4, Elastic()) == ()
+    named = offers((), "slurm", 4, Elastic(queues="a b", max_nodes=3, max_hours=2.0))
+    assert [(each.name, each.max_nodes, each.max_wall) for each in named] == [("a", 3, 2 * HOUR), ("b", 3, 2 * HOUR)]
+    here, = offers((), "local", 1, Elastic())
+    assert (here.max_nodes, here.max_running, here.max_queued) == (1, 1, 1)
