@@ -41,7 +41,7 @@ class Batch:
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
-        self._removed: set[int] = set()        # a person ended these blocks and need not be told
+        self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
         self.past = past                       # with the blocks of today
         self.troubled = ""                     # why the batch system cannot be asked, as people were told
         for row in book.blocks.values():
@@ -99,13 +99,17 @@ class Batch:
             why = f"there is no block {message.block} here that is not over; `balsamfut queue ls` lists them"
             self._answer(peer, BlockAnswer(message.request, 0, why))
             return
+        self.withdraw(row, now)
+        self._answer(peer, BlockAnswer(message.request, row.id, ""))
+
+    def withdraw(self, row: BlockRow, now: float) -> None:
+        """Have the batch system end a block, if it was asked for it; nobody is told when that has come about."""
         self._removed.add(row.id)
         if row in self.wanted:
             self.wanted.remove(row)
             self.told(BlockStatus(row.token, BlockState.REFUSED, text=WITHDRAWN), now)
         else:
             self.unwanted.append(row)
-        self._answer(peer, BlockAnswer(message.request, row.id, ""))
 
     def _answer(self, peer: bytes, answer: BlockAnswer) -> None:
         self.book.out.clients.setdefault(peer, []).append(answer)

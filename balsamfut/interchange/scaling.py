@@ -165,10 +165,10 @@ class Scaling:
         there = {row.token: row for row in self.book.blocks.values()}
         self._idle = {number: since for number, since in self._idle.items() if number in self.book.blocks}
         self._leaving = {token: since for token, since in self._leaving.items() if token in there}
-        for token, since in self._leaving.items():
+        for token, since in list(self._leaving.items()):
             if now - since > HANGS:
-                self.batch.unwanted.append(there[token])
                 self._leaving[token] = now
+                self.batch.withdraw(there[token], now)
 
     def _release(self, row: BlockRow, why: str, now: float) -> None:
         pilot = self.book.pilots.get(row.id)
@@ -179,7 +179,7 @@ class Scaling:
         if pilot is not None and pilot.enrolled:
             self.pilots.stop(pilot, 0.0)
         else:
-            self.batch.unwanted.append(row)
+            self.batch.withdraw(row, now)
 
     def _row(self, token: str) -> BlockRow:
         return next(row for row in self.book.blocks.values() if row.token == token)
