@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from balsamfut.interchange import matcher, orders
+from balsamfut.interchange import balance, matcher, orders
 from balsamfut.interchange.attempts import Attempts, Fits
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
@@ -50,6 +50,7 @@ from balsamfut.messages import (
     RemoveBlock,
     Reports,
     Resume,
+    Return,
     Running,
     Settled,
     Submit,
@@ -66,6 +67,8 @@ code that keeps its other threads waiting."""
 TOGETHER = 0.0015
 """Seconds that the acknowledgement of calls waits for something else to be said to the same client: a task that is soon
 done is acknowledged with its result, and its client woken once."""
+BALANCE = 1.0
+"""Seconds between looks whether work waits in one pilot while another has room."""
 COMPANY = 64
 """So many acknowledgements go at once."""
 
@@ -96,6 +99,7 @@ class Core:
         self.scaling = Scaling(self.book, self.queues, self.batch, self.pilots, config.elastic, config.paused)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
+        self.balanced = now               # when it was last looked whether work waits in the wrong place
         self.detached = False             # a script has left its tasks to us
         self.told_unfit: set[int] = set()
         for pilot in self.book.pilots.values():
@@ -284,6 +288,12 @@ class Core:
             if session.peer is not None and not session.watched and now - session.heard > CLIENT_SILENCE:
                 self.sessions.gone(session, now)
         self.tell_unfit()
+        if now - self.balanced >= BALANCE:
+            self.balanced = now
+            queued = {cls for cls, _ in self.queues.lines()}
+            for pilot, tasks in balance.spare(
+                    self.book, list(self.book.pilots.values()), self.attempts.capacity, queued):
+                self.book.send_pilot(pilot, Return(0, tasks))
         if not self.config.embedded:
             return
         self.detached = self.detached and self.busy()

@@ -98,7 +98,7 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
     while heads:
         priority, _, key = heads[0]
         cls, limited = key
-        room, pilot = _roomiest(book, able, cls)
+        room, pilot = _next(book, able, cls)
         session = book.sessions.get(limited) if limited else None
         if session is not None:
             room = min(room, session.limit - session.assigned)
@@ -130,12 +130,26 @@ def _second(heads: list[tuple[int, int, QueueKey]]) -> tuple[float, float, Queue
     return min(rest) if rest else _LAST
 
 
-def _roomiest(book: Book, pilots: list[Pilot], cls: int) -> tuple[int, Pilot | None]:
-    """The pilot that may be given the most tasks of a class, and how many."""
+def _next(book: Book, pilots: list[Pilot], cls: int) -> tuple[int, Pilot | None]:
+    """The pilot that is to be given tasks of a class, and how many before it is asked again.
+
+    All are given what they can start before one is given work ahead; then the one that is least loaded comes first.
+    """
+    if len(pilots) == 1:
+        pilot, = pilots
+        return allowance(book, pilot, cls) - pilot.counts.get(cls, 0), pilot
     best: Pilot | None = None
-    most = 0
+    least, most = 0.0, 0
     for pilot in pilots:
         room = allowance(book, pilot, cls) - pilot.counts.get(cls, 0)
-        if room > most:
-            best, most = pilot, room
-    return most, best
+        if room > 0 and (best is None or (busy := load(pilot)) < least or (busy == least and room > most)):
+            best, least, most = pilot, load(pilot), room
+    if best is None:
+        return 0, None
+    free = int((1.0 - least) * best.capacity[cls])
+    return min(most, max(1, free) if least < 1.0 else most // 2 + 1), best
+
+
+def load(pilot: Pilot) -> float:
+    """What a pilot has, in parts of what it can run at once: above 1, some of it waits there."""
+    return sum(count / max(1, pilot.capacity.get(cls, 0)) for cls, count in pilot.counts.items() if count)
