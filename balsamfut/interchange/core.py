@@ -109,6 +109,14 @@ class Core:
 
     # ---- what must be read first
 
+    def wanted_first(self) -> Wanted | None:
+        """An interchange of a site that is kept goes on with whatever is not over, whether its script is there or not."""
+        if lacking := self.requests.found.lacking:
+            return Wanted(tasks=lacking)
+        if self.config.embedded or not self.book.campaigns or self.requests.found.looked:
+            return None
+        return Wanted(campaign=0)
+
     def wanted_client(self, peer: bytes, message: Message) -> Wanted | None:
         if lacking := self.requests.found.lacking:
             return Wanted(tasks=lacking)

@@ -18,6 +18,7 @@ import msgspec
 from balsamfut import connection
 from balsamfut.connection import Connection
 from balsamfut.errors import BalsamfutError, SiteTaken
+from balsamfut.messages import Reports
 
 PAUSED: Final = "elastic.paused"
 
@@ -49,13 +50,15 @@ def pause(site: Path, on: bool) -> None:
         (site / PAUSED).unlink(missing_ok=True)
 
 
-def frames(data: bytes) -> list[bytes]:
-    """The length-prefixed frames of a spool file."""
-    found: list[bytes] = []
+def spooled(path: Path) -> list[Reports]:
+    """What a pilot wrote when there was nobody to hand it to: length-prefixed frames."""
+    data = path.read_bytes()
+    decoder = msgspec.msgpack.Decoder(Reports)
+    found: list[Reports] = []
     start = 0
     while start + 4 <= len(data):
         size = int.from_bytes(data[start:start + 4], "little")
-        found.append(data[start + 4:start + 4 + size])
+        found.append(decoder.decode(data[start + 4:start + 4 + size]))
         start += 4 + size
     return found
 

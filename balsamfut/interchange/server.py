@@ -109,14 +109,15 @@ class Server:
         """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
         now = self.clock.now()
         spooled: list[Path] = []
-        decoder = msgspec.msgpack.Decoder(Reports)
+        self.look_up(self.core.wanted_first)
+        self.core.requests.found = Found()
         if self.batch is not None:
             self.batch.adopt(self.core.batch, now)
         for pilot in list(self.core.book.pilots.values()):
             path = self.site / "spool" / f"pilot-{pilot.id}"
             alive = pilot.row.pid and pilot.row.host == os.uname().nodename and runs(pilot.row.pid)
             if path.exists():
-                messages = [decoder.decode(frame) for frame in files.frames(path.read_bytes())]
+                messages = files.spooled(path)
                 for message in messages:
                     self.look_up(partial(self.core.wanted_pilot, b"", message))
                 self.core.spooled(pilot.id, messages, now)

@@ -103,6 +103,17 @@ def test_a_pilot_works_on_while_the_site_is_stopped_and_hands_over_when_it_is_st
     assert call.task_id == 1
 
 
+def test_tasks_whose_script_has_ended_go_on_when_the_site_is_started_again(site: Path) -> None:
+    with Executor("left", site="kept", wait=False):
+        first = add(1, 2)
+        second = add(first, 3)
+    assert balsamfut("site", "stop", "kept").returncode == 0
+    assert told("site", "start", "kept")["new"]
+    told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+    until(lambda: {task["state"] for task in told("task", "ls", "--site", "kept")} == {"DONE"}, "all are done", 30)
+    assert (first.task_id, second.task_id) == (1, 2)
+
+
 def test_a_site_whose_interchange_was_killed_takes_over_its_blocks(site: Path, tmp_path: Path) -> None:
     told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
     with Executor("killed", site="kept") as ex:
