@@ -110,7 +110,7 @@ class Core:
     # ---- what must be read first
 
     def wanted_first(self) -> Wanted | None:
-        """An interchange of a site that is kept goes on with whatever is not over, whether its script is there or not."""
+        """A site that is kept goes on with whatever is not over, whether its script is there or not."""
         if lacking := self.requests.found.lacking:
             return Wanted(tasks=lacking)
         if self.config.embedded or not self.book.campaigns or self.requests.found.looked:

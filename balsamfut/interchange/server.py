@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from balsamfut import faults, platforms, settings
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
