@@ -222,6 +222,7 @@ class Enrol(Message, frozen=True, tag=1):
     tiles: int
     memory: int                  # bytes per node
     held: list[tuple[Stored, Stored]]  # (task, attempt) that it has, queued or running
+    time: float = 0.0            # Unix time, by its node's clock; 0.0: it does not say
 
 
 class Started(Message, frozen=True, tag=2):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from balsamfut.errors import LaunchFailed, PoisonTask
-from balsamfut.interchange import dag, orders
+from balsamfut.interchange import dag, orders, skew
 from balsamfut.interchange.book import Book, IllegalMove, Pilot
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.poison import FALLEN, Fallen
@@ -62,6 +62,7 @@ class Attempts:
         """A pilot is here (again): what it says that it has, and what we believe it has, are brought together."""
         book = self.book
         pilot.peer, pilot.heard, pilot.enrolled = peer, now, True
+        pilot.skew = skew.of(message.time, now)
         book.pilot_peers[peer] = pilot
         row = pilot.row
         row.host, row.pid, row.platform, row.nodes = message.host, message.pid, message.platform, len(message.nodes)
@@ -144,7 +145,7 @@ class Attempts:
                 if report.__class__ is Exited:
                     self.exited(pilot, task, report, now)
                 elif isinstance(report, Started):
-                    self.started(pilot, task, report)
+                    self.started(pilot, task, report, now)
                 elif isinstance(report, Ran):
                     self.ran(pilot, task, report)
             except IllegalMove as error:
@@ -155,11 +156,11 @@ class Attempts:
     def current(self, pilot: Pilot, task: Task, attempt: int) -> bool:
         return task.attempt == attempt and task.pilot == pilot.id and task.state in (S.ASSIGNED, S.RUNNING)
 
-    def started(self, pilot: Pilot, task: Task, report: Started) -> None:
+    def started(self, pilot: Pilot, task: Task, report: Started, now: float) -> None:
         if not self.current(pilot, task, report.attempt) or task.state is S.RUNNING:
             return
         self.book.move(task, S.RUNNING)
-        task.started, task.place = report.time, report.place
+        task.started, task.place = skew.right(report.time, pilot.skew, task.submitted, now), report.place
         self.book.tell_running(task, True)
         if self.flow.pending:
             self.flow.started(task.id)
@@ -182,7 +183,7 @@ class Attempts:
         elif report.fault is Fault.NONE and report.attempt <= task.attempt:
             self.succeeded(pilot, task, report, current, now)
         elif current:
-            self.record(task, report)
+            self.record(pilot, task, report, now)
             self.release(pilot, task)
             if task.id in self.flow.pending and report.fault in (Fault.RETURNED, Fault.KILLED):
                 self.end(task, report)
@@ -197,7 +198,7 @@ class Attempts:
     def plainly_done(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
         """What nearly all reports say: `succeeded`, without everything that is unusual."""
         self.release(pilot, task)
-        task.started, task.ended, task.place = report.started, report.ended, report.place
+        self.clock(pilot, task, report, now)
         task.payload = report.payload
         self.book.classes[task.cls].learn(report.ended - report.started)
         self.book.close(task, S.DONE, now, whole=False)
@@ -215,7 +216,7 @@ class Attempts:
                 book.loaded.add(holder.id)
         if holder is not None:
             self.release(holder, task)
-        self.record(task, report)
+        self.record(pilot, task, report, now)
         task.error = ""
         task.payload = report.payload
         task.detail = report.detail
@@ -243,8 +244,15 @@ class Attempts:
             self.flow.conclude_join(task, now)
             self.flow.over(task, now)
 
-    def record(self, task: Task, report: Exited) -> None:
-        task.started, task.ended, task.place = report.started, report.ended, report.place
+    def clock(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
+        """Where and when it was."""
+        started, ended = report.started, report.ended
+        if pilot.skew or started < task.submitted or ended > now:
+            started, ended = (skew.right(time, pilot.skew, task.submitted, now) for time in (started, ended))
+        task.started, task.ended, task.place = started, ended, report.place
+
+    def record(self, pilot: Pilot, task: Task, report: Exited, now: float) -> None:
+        self.clock(pilot, task, report, now)
         task.fault, task.error = int(report.fault), report.error
         if report.detail is not None:
             task.detail = report.detail

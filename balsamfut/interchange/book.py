@@ -75,7 +75,7 @@ class Pilot:
 
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
-                 "capacity")
+                 "capacity", "skew")
 
     def __init__(self, row: PilotRow) -> None:
         self.row = row
@@ -98,6 +98,7 @@ class Pilot:
         self.acknowledged = 0                     # ... and of those that it knows are recorded
         self.deadline = 0.0                       # not enrolled: lost by then
         self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
+        self.skew = 0.0                           # seconds by which its clock is ahead of ours
 
     @property
     def id(self) -> int:

@@ -258,7 +258,7 @@ class Core:
         elif isinstance(message, Declined):
             self.attempts.declined(message)
         elif isinstance(message, NodeNews):
-            self.nodes.news(pilot, message)
+            self.nodes.news(pilot, message, now)
             if message.state is NodeState.UP:
                 self.told_unfit.clear()      # it may fit now
         elif isinstance(message, PilotBeat):

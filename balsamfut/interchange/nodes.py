@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from balsamfut.interchange import skew
 from balsamfut.interchange.attempts import Attempts
 from balsamfut.interchange.book import Book, Pilot
 from balsamfut.interchange.records import NodeRow
@@ -32,7 +33,7 @@ class Nodes:
         """A pilot is here for the first time: its nodes are up."""
         self.book.writes.nodes += [NodeRow(pilot.id, name, NodeState.UP, "", now) for name in pilot.nodes]
 
-    def news(self, pilot: Pilot, message: NodeNews) -> None:
+    def news(self, pilot: Pilot, message: NodeNews, now: float) -> None:
         """A node is given nothing more, or is given work again: the pilot holds less, or more."""
         book, name = self.book, message.name
         if name not in pilot.nodes or pilot.out.get(name, NodeState.UP) is message.state:
@@ -41,13 +42,14 @@ class Nodes:
             del pilot.out[name]
         else:
             pilot.out[name] = message.state
-        book.writes.nodes.append(NodeRow(pilot.id, name, message.state, message.reason, message.time))
+        since = skew.right(message.time, pilot.skew, 0.0, now)
+        book.writes.nodes.append(NodeRow(pilot.id, name, message.state, message.reason, since))
         enrol = self.attempts.enrolments[pilot.id]
         self.attempts.enrolments[pilot.id] = msgspec.structs.replace(
             enrol, nodes=[each for each in pilot.nodes if each not in pilot.out])
         pilot.capacity = {}
         if not message.again:
-            book.event(message.time, _KINDS[message.state], f"{name}: {message.reason}", pilot=pilot.id)
+            book.event(since, _KINDS[message.state], f"{name}: {message.reason}", pilot=pilot.id)
             self.excuse(message.tasks)
             self.tell(pilot, message)
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from balsamfut import faults, platforms, settings
+from balsamfut.clock import Clock
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import Blocks, LocalPilots, new_token
-from balsamfut.interchange.clock import Clock
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.doors import open_doors
 from balsamfut.interchange.fits import Fits, shape

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from balsamfut import faults, platforms, settings
+from balsamfut.clock import Clock
 from balsamfut.errors import BalsamfutError
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
 from balsamfut.pilot import smoke, spool
@@ -74,7 +75,8 @@ class Agent:
     """See the module."""
 
     def __init__(self, options: argparse.Namespace, platform: Platform) -> None:
-        now = time.time()
+        self.clock = Clock()
+        now = self.clock.now()
         self.options = options
         self.site = Path(options.site).absolute()
         names = hosts_of(options) or node_names(platform, options.nodes, options.pretend)
@@ -115,14 +117,14 @@ class Agent:
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
         if self.desk.apart:
-            self.gather(time.time())
+            self.gather(self.clock.now())
         else:
             self.enrol()
         while not self.done:
             readable = self.poller.poll(self.patience())
             if self.waker in readable:
                 self.waker.clear()
-            self.turn(time.time(), self.uplink.link in readable)
+            self.turn(self.clock.now(), self.uplink.link in readable)
         self.leave()
 
     def gather(self, now: float) -> None:
@@ -147,7 +149,7 @@ class Agent:
     def patience(self) -> float:
         """Seconds until something is to be done even if nobody says anything."""
         planner = self.core.planner
-        now = time.time()
+        now = self.clock.now()
         due = self._beat + BEAT
         if planner.watched or planner.fresh or self.staff.busy:
             due = min(due, self._tick + TICK)
@@ -285,7 +287,7 @@ class Agent:
         self.desk.clients = self.uplink.clients
         self.uplink.send(Enrol(PROTOCOL, options.pilot, options.token, os.getpid(), self.desk.host,
                                self.desk.platform.name, self.desk.names, len(node.cores), len(node.tiles), node.memory,
-                               self.core.held()))
+                               self.core.held(), self.clock.now()))
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
 
@@ -305,10 +307,10 @@ class Agent:
 
     def leave(self) -> None:
         """Wait a little for what we said to be acknowledged, spool it otherwise, and leave nothing behind."""
-        outbox, deadline = self.core.outbox, time.time() + (0.0 if self.abandoned else FAREWELL)
-        while outbox.unacknowledged and time.time() < deadline:
+        outbox, deadline = self.core.outbox, self.clock.now() + (0.0 if self.abandoned else FAREWELL)
+        while outbox.unacknowledged and self.clock.now() < deadline:
             self.poller.poll(0.05)
-            for message in self.uplink.receive(256, time.time()):
+            for message in self.uplink.receive(256, self.clock.now()):
                 if isinstance(message, Received):
                     outbox.received(message.seq)
         if outbox.unacknowledged:
@@ -323,10 +325,10 @@ class Agent:
         """Have the agents of the other hosts leave, and wait for that a little."""
         assert self.company is not None
         self.company.disband()
-        deadline = time.time() + FAREWELL
-        while not self.company.empty and time.time() < deadline:
+        deadline = self.clock.now() + FAREWELL
+        while not self.company.empty and self.clock.now() < deadline:
             self.poller.poll(0.1)
-            self.company.listen(time.time())
+            self.company.listen(self.clock.now())
 
     def stop(self, *_: object) -> None:
         """A signal handler: end in good order."""

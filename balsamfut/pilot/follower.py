@@ -18,12 +18,12 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from balsamfut import platforms
+from balsamfut.clock import Clock
 from balsamfut.messages import PROTOCOL, Message
 from balsamfut.pilot import launch, smoke
 from balsamfut.pilot.desk import Desk
@@ -76,9 +76,10 @@ class Agent:
         self.link = Link(join.address, ToFollower, Keys(join.public, join.secret, (join.leader,)))
         self.poller = Poller()
         self.waker = Waker()
+        self.clock = Clock()
         self.news: list[Event] = []
         self.done = ""
-        self._heard = self._pulsed = self._tick = time.time()
+        self._heard = self._pulsed = self._tick = self.clock.now()
         self._patience = WELCOME
         self._seen: dict[int, tuple[int, int]] = {}     # worker -> what we have told that it runs
         for readable in (*self.staff.fds(), self.link, self.waker):
@@ -94,7 +95,7 @@ class Agent:
             busy = self.staff.busy or self.staff.squad.numbers()
             self.poller.poll(TICK if busy else 0.5)
             self.waker.clear()
-            self.turn(time.time())
+            self.turn(self.clock.now())
         log.info("leaving: %s", self.done)
         self.staff.end()
         if remove:

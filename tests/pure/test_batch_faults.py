@@ -18,10 +18,15 @@ from balsamfut.interchange.records import BlockRow, World
 from balsamfut.messages import (
     PROTOCOL,
     BlockAnswer,
+    Enrol,
+    Exited,
+    Fault,
     Hello,
     Message,
     Notice,
     RemoveBlock,
+    Reports,
+    Started,
     Submit,
     SubmitBlock,
 )
@@ -231,3 +236,28 @@ def test_how_often_a_batch_system_is_asked_is_the_platforms_to_say(kind: str) ->
         asked(evry=60.0)
     with pytest.raises(SettingsError, match=r"platform aurora: .*> 0.*pace.every"):
         asked(every=0)
+
+
+# ---- a clock that is not ours
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0, 0.0])
+def test_times_of_a_pilot_whose_clock_is_wrong_are_put_right(site: Site, skew: float) -> None:
+    site.core.client(b"client", Submit(
+        [TaskSpec(1, 0, b"args", (), None, 0)], [(0, TaskClass(b"app", b"pool", Resources(), Options()))],
+        [AppSpec("f", AppKind.PYTHON, b"app")], [(b"app", b"code")], [(b"pool", Pool("python", (), "/"))]), site.now)
+    token = site.ask()
+    site.tell(token, BlockState.RUNNING)
+    site.now += 10.0
+    site.core.pilot(b"pilot", Enrol(PROTOCOL, 1, token, 1, "node", "aurora", ["n"], 2, 0, 0, [], site.now + skew),
+                    site.now)
+    site.turn()
+    task = site.core.book.tasks[1]
+    started = site.now = site.now + 5.0
+    site.core.pilot(b"pilot", Reports(1, [Started(1, 1, started + skew, "0:0")]), site.now)
+    assert task.started == pytest.approx(started)
+    ended = site.now = site.now + 7.0
+    site.core.pilot(b"pilot", Reports(2, [Exited(1, 1, Fault.NONE, b"value", started + skew, ended + skew, "0:0")]),
+                    site.now)
+    assert (task.started, task.ended) == pytest.approx((started, ended))
+    assert task.state is TaskState.DONE

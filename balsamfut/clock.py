@@ -1,4 +1,4 @@
-"""The time of an interchange."""
+"""The time of a process that lives long.  Knows nothing of balsamfut."""
 
 from __future__ import annotations
 
