@@ -30,7 +30,7 @@ class PbsRules(msgspec.Struct, frozen=True):
     ignored."""
 
     select: str = "select={nodes}"   # the resource request
-    place: str = ""                  # "scatter": one node for each chunk, where nodes may be shared
+    place: str = ""                  # "": scatter for several nodes, since PBS itself may put several chunks on one
     filesystems: str = ""            # for blocks that name none
 
     def __post_init__(self) -> None:
@@ -47,12 +47,13 @@ class PbsRules(msgspec.Struct, frozen=True):
 def script(spec: BlockSpec, rules: PbsRules) -> str:
     """The job script of a block."""
     filesystems = spec.filesystems or rules.filesystems
+    place = rules.place or ("scatter" if spec.nodes > 1 else "")
     asked = [
         f"-N {spec.token}",
         spec.project and f"-A {spec.project}",
         spec.queue and f"-q {spec.queue}",
         f"-l {rules.select.replace('{nodes}', str(spec.nodes))}",
-        rules.place and f"-l place={rules.place}",
+        place and f"-l place={place}",
         f"-l walltime={clock(spec.walltime)}" if spec.walltime else "",
         filesystems and f"-l filesystems={filesystems}",
         "-j oe",

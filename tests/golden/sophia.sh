@@ -3,6 +3,7 @@
 #PBS -A MyProject
 #PBS -q by-node
 #PBS -l select=2
+#PBS -l place=scatter
 #PBS -l walltime=1:30:00
 #PBS -l filesystems=home:eagle
 #PBS -j oe

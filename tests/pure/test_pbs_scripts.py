@@ -56,6 +56,12 @@ def test_nothing_of_the_submitters_environment_goes_along() -> None:
     assert "#SBATCH --export=NONE" in written("frontier").splitlines()
 
 
+def test_several_nodes_are_several_hosts_wherever_a_machine_says_nothing_else() -> None:
+    several = BlockSpec("bf-1", ("true",), "/site/log", "/site", nodes=3)
+    assert "#PBS -l select=3\n#PBS -l place=scatter\n" in pbs_script(several, PbsRules())
+    assert "#PBS -l place=pack\n" in pbs_script(several, PbsRules(place="pack"))
+
+
 def test_what_was_not_asked_for_is_not_in_the_script() -> None:
     bare = BlockSpec("bf-1", ("true",), "/site/log", "/site")
     assert pbs_script(bare, PbsRules()) == (
