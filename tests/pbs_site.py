@@ -81,7 +81,7 @@ class FakePbs:
 
     def close(self) -> None:
         """End every job."""
-        for name in ("down", "hang", "hang-after", "slow", "forget"):
+        for name in ("down", "hang", "hang-after", "slow", "forget", "refuse-qdel"):
             self.untell(name)
         for job in self.jobs():
             if job["state"] != "F":

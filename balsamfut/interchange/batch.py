@@ -23,6 +23,8 @@ from balsamfut.provider.base import BlockState, BlockStatus
 
 MODES: Final = ("any", "mpi", "serial")
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
+_NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
+                   BlockState.RUNNING: "does not end"}
 PASSES: Final = "that may pass: the same block can be asked for again"
 
 
@@ -42,6 +44,8 @@ class Batch:
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
         self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
+        self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
+        self.news: list[str] = []              # what people were told, for the log
         self.past = past                       # with the blocks of today
         self.troubled = ""                     # why the batch system cannot be asked, as people were told
         for row in book.blocks.values():
@@ -127,18 +131,15 @@ class Batch:
 
     # ---- what the batch system says
 
-    def trouble(self, text: str) -> str:
-        """It cannot be asked, for this reason, or answers again (""): people are told once, no block is over for that.
-
-        Returns what is new for people, "" if nothing is.
-        """
+    def trouble(self, text: str) -> None:
+        """It cannot be asked, for this reason, or answers again (""): people hear it once, no block is over for it."""
         if text == self.troubled:
-            return ""
+            return
         self.troubled = text
         for row in self.wanted:
             row.text = self._why_waiting()
             self.book.writes.blocks.append(row)
-        return self._say(text or "the batch system answers again")
+        self._say(text or "the batch system answers again")
 
     def greet(self, session: Session) -> None:
         """A client is here: it hears what the others have heard."""
@@ -156,8 +157,21 @@ class Batch:
             row.started = now
             self.past.waits.append(Wait(row.queue, row.nodes, row.walltime, now - row.submitted, now))
         self.book.writes.blocks.append(row)
+        self._note_stuck(row, status)
         if status.over:
             self._over(row, status, now)
+
+    def _note_stuck(self, row: BlockRow, status: BlockStatus) -> None:
+        """People are told once that a block does not start or end by itself, and once that it does."""
+        unclear = status.state is BlockState.SUBMITTING and bool(status.text) and not self.troubled
+        if status.over:
+            self._stuck.discard(row.id)
+        elif (status.stuck or unclear) and row.id not in self._stuck:
+            self._stuck.add(row.id)
+            self._say(f"block {row.id} {_NOT_YET[status.state]}: {row.text}")
+        elif not (status.stuck or unclear) and row.id in self._stuck and not self.troubled:
+            self._stuck.discard(row.id)
+            self._say(f"block {row.id} {'runs' if status.state is BlockState.RUNNING else 'is in the queue'} now")
 
     def _over(self, row: BlockRow, status: BlockStatus, now: float) -> None:
         row.ended, row.exit_code = now, status.exit_code
@@ -191,10 +205,10 @@ class Batch:
     def _why_waiting(self) -> str:
         return f"it will be asked for when the batch system answers again: {self.troubled}" if self.troubled else ""
 
-    def _say(self, text: str) -> str:
+    def _say(self, text: str) -> None:
+        self.news.append(text)
         for session in self.sessions.alive():
             self.book.send_client(session, Notice(text))
-        return text
 
 
 def _text(status: BlockStatus) -> str:

@@ -118,7 +118,9 @@ class Blocks:
     def adopt(self, brain: Batch, now: float) -> None:
         """Watch over the blocks that an earlier interchange has asked for."""
         for row in brain.book.blocks.values():
-            self._provider.adopt(row.token, row.batch_id, now)
+            pilot = brain.book.pilots.get(row.id)
+            fresh = not row.batch_id and pilot is not None and not pilot.row.started
+            self._provider.adopt(row.token, row.batch_id, now, self.spec(row) if fresh else None)
 
     def ask(self, brain: Batch, now: float) -> None:
         """Ask for what the brain wants, which is recorded by now, and tell it what the batch system says."""
@@ -130,10 +132,13 @@ class Blocks:
             self._provider.submit(self.spec(row), now)
         for row in unwanted:
             self._provider.cancel(row.token, now)
-        for status in self._provider.poll(now):
+        told = self._provider.poll(now)
+        brain.trouble(self._provider.trouble())
+        for status in told:
             brain.told(status, now)
-        if news := brain.trouble(self._provider.trouble()):
-            log.warning("%s", news)
+        for text in brain.news:
+            log.warning("%s", text)
+        brain.news.clear()
         self._due = self._provider.due()
 
     def spec(self, row: BlockRow) -> BlockSpec:

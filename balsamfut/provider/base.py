@@ -58,6 +58,7 @@ class BlockStatus(msgspec.Struct, frozen=True):
     exit_code: int | None = None    # ENDED: of what it ran, negative: -signal; None: it never ran, or nobody can tell
     text: str = ""                  # for people: in the batch system's words where it has said something
     again: bool = False             # over for a reason that is neither what it ran nor what it asked for: it may pass
+    stuck: bool = False             # it will not start, or end, unless somebody does something: `text` says why
 
     @property
     def over(self) -> bool:
@@ -74,8 +75,9 @@ class Provider(Protocol):
         batch system would not take for a job's name.
         """
 
-    def adopt(self, token: str, id: str, now: float) -> None:
-        """Watch over a block that an earlier interchange submitted.  id "": it may or may not have been submitted.
+    def adopt(self, token: str, id: str, now: float, spec: BlockSpec | None = None) -> None:
+        """Watch over a block that an earlier interchange submitted.  id "": it may or may not have been submitted; with
+        a spec it is now, if the batch system knows nothing of it.
 
         Raises ValueError for a token that is in use.
         """

@@ -31,6 +31,7 @@ class _Block:
     id: str = ""
     state: BlockState | None = None       # None: adopted and not seen yet
     text: str = ""
+    stuck: bool = False
     told: BlockStatus | None = None
     seen: bool = False                    # the batch system has shown it to us
     unknown: float | None = None          # since when it has been unknown at every look
@@ -43,6 +44,7 @@ class _Block:
     cancel: bool = False
     deleting: bool = False                # the deletion was taken
     force: bool = False
+    complaint: str = ""                   # why it could not be deleted
 
 
 ABSENCES: Final = 2   # of a submission that got no answer: it may be in the server's hands still at the first search
@@ -91,8 +93,9 @@ class BatchProvider(Provider):
             self._step(block, now)
         return spec.token
 
-    def adopt(self, token: str, id: str, now: float) -> None:
-        block = self._add(_Block(token, None, id, seen=bool(id), absences=ABSENCES))
+    def adopt(self, token: str, id: str, now: float, spec: BlockSpec | None = None) -> None:
+        block = self._add(_Block(token, spec, id, BlockState.SUBMITTING if spec and not id else None, seen=bool(id),
+                                 absences=ABSENCES))
         self._look_at = min(self._look_at, now)
         self._step(block, now)
 
@@ -233,11 +236,10 @@ class BatchProvider(Provider):
             block.force, block.step = True, now
         elif answer.down or answer.unclear or answer.force:
             self._wait(block, now)
-        else:   # done; or refused, of which only the next look can say what it means
-            block.deleting, block.failures, block.step = True, 0, now + self.pace.timeout
+        else:   # done; or refused, of which only the next look can say what it means, or a person who asks again
+            block.deleting, block.failures, block.complaint = True, 0, answer.refused
+            block.step = now if answer.refused else now + self.pace.timeout
             self._look_at = min(self._look_at, now + self.pace.soon)
-        if answer.refused:
-            block.text = answer.refused
             self._tell(block)
 
     # ---------------------------------------------------------------- all blocks
@@ -330,10 +332,10 @@ class BatchProvider(Provider):
 
     def _alive(self, block: _Block, sight: Sight) -> None:
         if block.state != sight.state:
-            block.text = ""
+            block.text, block.stuck = "", False
         block.state, block.seen, block.unknown = sight.state, True, None
         if sight.text is not None:
-            block.text = sight.text
+            block.text, block.stuck = sight.text, sight.stuck
         self._tell(block)
 
     def _unknown(self, block: _Block, sight: Sight, now: float) -> None:
@@ -350,10 +352,10 @@ class BatchProvider(Provider):
     def _tell(self, block: _Block) -> None:
         if block.state is None:   # adopted: whoever did it knows more than we do
             return
-        text = block.text
+        text = block.complaint or block.text
         if self._trouble and block.id:
             text = f"{self._trouble}; before that: {text}" if text else self._trouble
-        status = BlockStatus(block.token, block.state, block.id, None, text)
+        status = BlockStatus(block.token, block.state, block.id, None, text, stuck=block.stuck or bool(block.complaint))
         if status != block.told:
             block.told = status
             self._put(status)

@@ -21,6 +21,7 @@ class Sight(msgspec.Struct, frozen=True):
     text: str | None = None       # None: it was not asked for words
     exit_code: int | None = None
     again: bool = False           # as in BlockStatus
+    stuck: bool = False           # ... this too
 
 
 class Look(msgspec.Struct, frozen=True):

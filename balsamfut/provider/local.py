@@ -66,7 +66,7 @@ class LocalProvider(Provider):
         self._tell(BlockStatus(spec.token, BlockState.RUNNING, block.id))
         return spec.token
 
-    def adopt(self, token: str, id: str, now: float) -> None:
+    def adopt(self, token: str, id: str, now: float, spec: BlockSpec | None = None) -> None:
         pid, _, start = id.partition(".")
         if not (pid.isdigit() and start.isdigit()):  # submitted or not, nothing of it can be found
             self._tell(BlockStatus(token, BlockState.ENDED, id, text=_GONE))

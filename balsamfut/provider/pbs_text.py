@@ -202,7 +202,8 @@ def sight(record: Mapping[str, str]) -> Sight:
     if seen.state == BlockState.QUEUED:
         holds = record.get("Hold_Types", "n")
         held = "" if letter != "H" else "held" if holds == "n" else f"held ({holds})"
-        return Sight(BlockState.QUEUED, ": ".join(filter(None, (held, comment))))
+        return Sight(BlockState.QUEUED, ": ".join(filter(None, (held, comment))),
+                     stuck=bool(held) or comment.startswith("Can Never Run"))
     return seen
 
 

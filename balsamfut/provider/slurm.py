@@ -31,6 +31,8 @@ _WAITING: Final = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED"
                              "SPECIAL_EXIT"})
 _AGAIN: Final = frozenset({"NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})   # not the job's doing
 _OVER: Final = _AGAIN | {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "REVOKED"}
+_STUCK: Final = re.compile("REQUEUE_HOLD|SPECIAL_EXIT|JobHeld|JobHoldMaxRequeue|requeued[_ ]held|BadConstraints|"
+                           "PartitionNodeLimit|PartitionTimeLimit|NeverSatisfied", re.IGNORECASE)
 _COLUMNS: Final = "%i|%T|%r"
 _NO_SIGNAL: Final = 65   # 125 stands for want of memory
 
@@ -159,7 +161,7 @@ def sight(state: str, reason: str, exit_code: str = "") -> Sight:
             ran = None
         return Sight(BlockState.ENDED, words, ran, state in _AGAIN)
     if state in _WAITING:
-        return Sight(BlockState.QUEUED, words)
+        return Sight(BlockState.QUEUED, words, stuck=bool(_STUCK.search(words)))
     return Sight(BlockState.RUNNING, "" if state == "RUNNING" else words)
 
 

@@ -77,16 +77,15 @@ class Site:
         wanted, unwanted = self.core.batch.orders()
         return [row.token for row in wanted], [row.token for row in unwanted]
 
-    def tell(self, token: str, state: BlockState, text: str = "", *, again: bool = False) -> None:
+    def tell(self, token: str, state: BlockState, text: str = "", *, again: bool = False, stuck: bool = False) -> None:
         self.now += 1.0
         id = "" if state in (BlockState.SUBMITTING, BlockState.REFUSED) else f"{token}.pbs"
-        self.core.batch.told(BlockStatus(token, state, id, None, text, again), self.now)
+        self.core.batch.told(BlockStatus(token, state, id, None, text, again, stuck), self.now)
         self.turn()
 
-    def trouble(self, text: str) -> str:
-        said = self.core.batch.trouble(text)
+    def trouble(self, text: str) -> None:
+        self.core.batch.trouble(text)
         self.turn()
-        return said
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def site() -> Site:
 def test_nothing_is_submitted_while_the_batch_system_cannot_be_asked(site: Site) -> None:
     first = site.ask()
     assert site.orders() == ([first], [])
-    assert site.trouble(DOWN) == DOWN
+    site.trouble(DOWN)
     second = site.ask()
     assert site.orders() == ([], []) and site.orders() == ([], [])
     assert site.blocks[2].text == f"it will be asked for when the batch system answers again: {DOWN}"
@@ -112,11 +111,14 @@ def test_blocks_that_waited_already_say_why_too(site: Site) -> None:
 
 
 def test_people_are_told_once_that_it_cannot_be_asked_and_once_that_it_can(site: Site) -> None:
-    assert [site.trouble(DOWN), site.trouble(DOWN)] == [DOWN, ""]
+    site.trouble(DOWN)
+    site.trouble(DOWN)
     site.core.tick(site.now + 6.0)
     assert site.notices() == [DOWN]
-    assert site.trouble("") == "the batch system answers again" and site.trouble("") == ""
+    site.trouble("")
+    site.trouble("")
     assert site.notices() == ["the batch system answers again"]
+    assert site.core.batch.news == [DOWN, "the batch system answers again"], "for the log"
 
 
 def test_a_client_that_comes_later_hears_of_it_once(site: Site) -> None:
@@ -210,6 +212,31 @@ def test_a_block_that_is_put_back_in_the_queue_and_starts_again_is_one_block(sit
     site.tell(token, BlockState.QUEUED, "held (s): too many failed attempts to run")
     site.tell(token, BlockState.RUNNING)
     assert (site.blocks[1].state, site.blocks[1].started, site.blocks[1].ended) == (BlockState.RUNNING, 1001.0, 0.0)
+
+
+def test_people_are_told_once_that_a_block_does_not_start_and_once_that_it_does(site: Site) -> None:
+    token = site.ask()
+    site.tell(token, BlockState.QUEUED)
+    site.tell(token, BlockState.QUEUED, "held (s): too many failed attempts to run", stuck=True)
+    site.trouble(DOWN)
+    site.tell(token, BlockState.QUEUED, f"{DOWN}; before that: held (s): too many failed attempts to run", stuck=True)
+    site.trouble("")
+    site.tell(token, BlockState.QUEUED, "held (s): too many failed attempts to run", stuck=True)
+    assert site.notices() == ["block 1 does not start: held (s): too many failed attempts to run", DOWN,
+                              "the batch system answers again"]
+    site.tell(token, BlockState.QUEUED, "Not Running: Not enough free nodes available")
+    site.tell(token, BlockState.RUNNING)
+    assert site.notices() == ["block 1 is in the queue now"]
+
+
+def test_people_are_told_that_a_submission_got_no_answer_and_that_it_was_done(site: Site) -> None:
+    token = site.ask()
+    site.tell(token, BlockState.SUBMITTING)
+    assert site.notices() == []
+    site.tell(token, BlockState.SUBMITTING, "qsub did not answer within 60 s")
+    site.tell(token, BlockState.SUBMITTING, "qsub did not answer within 60 s")
+    site.tell(token, BlockState.RUNNING)
+    assert site.notices() == ["block 1 is not submitted yet: qsub did not answer within 60 s", "block 1 runs now"]
 
 
 def test_tasks_wait_on_however_many_blocks_are_refused(site: Site) -> None:

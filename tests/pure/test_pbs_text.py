@@ -109,7 +109,7 @@ def test_json_and_text_say_the_same_of_a_job() -> None:
 def test_a_job_that_can_never_run_says_so() -> None:
     call = next(call for call in FULL if call.ids == [f"43.{SERVER}"])
     assert pbs_text.details(call.result.out, "", call.ids)[f"43.{SERVER}"] == Sight(
-        BlockState.QUEUED, "Can Never Run: Insufficient amount of resource: ncpus (R: 64 A: 32 T: 32)")
+        BlockState.QUEUED, "Can Never Run: Insufficient amount of resource: ncpus (R: 64 A: 32 T: 32)", stuck=True)
 
 
 def test_a_deleted_job_that_never_ran_has_no_exit_code_in_either_dialect_of_json() -> None:

@@ -22,7 +22,8 @@ def test_one_listing_tells_of_all_jobs_and_who_is_not_in_it_is_unknown() -> None
     look = SLURM.looked(Result(("squeue",), 0, out), ["1", "2", "3", "5", "999"])
     assert not look.down and look.jobs == {
         "1": Sight(BlockState.ENDED, "FAILED (NonZeroExitCode)"), "2": Sight(BlockState.RUNNING, ""),
-        "3": Sight(BlockState.QUEUED, "PENDING (JobHeldUser)"), "5": Sight(BlockState.RUNNING, "COMPLETING"),
+        "3": Sight(BlockState.QUEUED, "PENDING (JobHeldUser)", stuck=True),
+        "5": Sight(BlockState.RUNNING, "COMPLETING"),
         "999": Sight(None)}
 
 

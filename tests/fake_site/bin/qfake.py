@@ -17,6 +17,7 @@ What goes wrong is said by files in the directory (`calls` is written: a line fo
     hold          jobs submitted while it is there are held, with its text for a comment
     never         jobs submitted while it is there never run, with its text for a comment
     refuse        qsub refuses: the exit code, a blank, the text
+    refuse-qdel   so does qdel
     mom-lost      the first nodes of jobs do not answer: only qdel -W force ends them
     lose          jobs submitted while it is there end with this Exit_status as soon as they have begun
     kill_delay    seconds from SIGTERM to SIGKILL (10)
@@ -632,6 +633,9 @@ def qdel(words: list[str]) -> int:
         raise Failed(2, "usage:\n\tqdel [-W force|suppress_email=X] [-x] job_identifier...\n\tqdel --version")
     if len(names) > 1:
         raise Failed(1, "one id, please: a list with an unknown id in it brings the real server down")
+    if (refusal := told("refuse-qdel")) is not None:
+        code, _, text = refusal.partition(" ")
+        raise Failed(int(code), f"{text} {names[0]}")
     with locked():
         job = find(names[0])
         if job is None:
