@@ -6,6 +6,7 @@ The interchange writes it, clients, pilots and commands read it.  This module kn
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,9 @@ class Connection(msgspec.Struct, frozen=True):
     clients: str       # addresses of its two doors
     pilots: str
     protocol: int
-    started: float     # Unix time
+    started: float     # Unix time, by its host's clock
+    directory: str = ""     # the site's, as it has it
+    inode: int = 0          # ... and which one that is: a copy has another
 
     @property
     def here(self) -> bool:
@@ -31,16 +34,39 @@ class Connection(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Its process is there, as far as can be told: of another host's it cannot be."""
+        """Its process is there, as far as can be told: of another host's it cannot be, it has to be asked."""
         return not self.here or runs(self.pid)
+
+    @property
+    def near(self) -> bool:
+        """It can be reached from this host, if it lives."""
+        return self.here or self.clients.startswith("tcp://")
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
+        return f"process {self.pid} on {self.host}, since {when}"
 
 
 def read(site: Path) -> Connection | None:
-    """The connection file, None where there is none or it is not whole."""
+    """The connection file, None where there is none, it is not whole, or it was copied here from another site."""
     try:
-        return msgspec.json.decode((site / NAME).read_bytes(), type=Connection)
+        found = msgspec.json.decode((site / NAME).read_bytes(), type=Connection)
+        if found.directory in ("", str(site)) or site.stat().st_ino == found.inode:
+            return found
     except (OSError, msgspec.DecodeError):
-        return None
+        pass
+    return None
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process of this host has been stopped by a signal."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False
 
 
 def runs(pid: int) -> bool:

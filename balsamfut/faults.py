@@ -5,6 +5,8 @@ itself with SIGKILL there, which is what a kill -9 at just that moment does.  A 
 `BALSAMFUT_CRASH_LOG` names a file to which each process appends the points that it passes (to find out which there
 are), and `BALSAMFUT_CRASH_ONCE` names a file that is made at the first crash and prevents a second.
 Without these variables a point costs one comparison.
+
+`BALSAMFUT_CLOCK_SKEW` is the number of seconds by which the machine's clock is wrong for this process.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ for _entry in filter(None, os.environ.get("BALSAMFUT_CRASH", "").split(",")):
     _plan[_name] = int(_count or 1)
 active = bool(_plan or _log)
 """False in all but tests: callers on hot paths may look at this first."""
+skew = float(os.environ.get("BALSAMFUT_CLOCK_SKEW") or 0.0)
+"""Seconds to add to what the machine's clock says; 0.0 in all but tests."""
 
 
 def point(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import msgspec
@@ -138,6 +139,22 @@ class PlanInfo(msgspec.Struct, frozen=True):
     lines: list[str]             # for people: what is known, what would be done and why, and why nothing more is
     steps: list[Step]
     finish: float | None         # seconds until the work that is ready may be done; None: not known
+
+
+class OwnerInfo(msgspec.Struct, frozen=True):
+    """The interchange that the database belongs to.  Two that are equal: it has given no sign of life between them."""
+
+    epoch: int                   # counts the owners
+    beat: float                  # changes as long as it lives, by its host's clock (Unix time); 0.0: not yet
+    host: str
+    pid: int                     # 0: it has let go, and nobody has come since
+    since: float                 # Unix time, by its host's clock
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {self.host}, since {when}"
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Reading a site's database: tasks, apps, campaigns, events and pilots, as records for people and their scripts.
 
-Read only, also in what it asks of the database, and of one moment: it works beside a running interchange (not on a
-network file system, where the interchange keeps the SQLite file for itself).  It needs no interchange and asks none.
+Read only, also in what it asks of the database, and of one moment: it works beside a running interchange, also one
+of another host that shares the file system.  It needs no interchange and asks none.
 This module imports sqlalchemy, so that only commands which look at databases import it.
 """
 
@@ -27,6 +27,7 @@ from balsamfut.infos import BlockInfo as BlockInfo
 from balsamfut.infos import CampaignInfo as CampaignInfo
 from balsamfut.infos import EventInfo as EventInfo
 from balsamfut.infos import NodeInfo as NodeInfo
+from balsamfut.infos import OwnerInfo as OwnerInfo
 from balsamfut.infos import PilotInfo as PilotInfo
 from balsamfut.infos import SessionInfo as SessionInfo
 from balsamfut.infos import TaskInfo as TaskInfo
@@ -259,6 +260,11 @@ class Reader:
         with self._snapshot() as connection:
             found = connection.execute(query if task is None else query.where(e.c.task == task)).all()
         return [EventInfo(row.time, row.kind, row.task, row.pilot, row.text) for row in reversed(found)]
+
+    def owner(self) -> OwnerInfo:
+        """Whose the database is.  Raises SiteError."""
+        with self._snapshot() as connection:
+            return schema.owner(connection)
 
     def pilots(self) -> list[PilotInfo]:
         p = schema.pilots

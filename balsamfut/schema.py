@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, SmallInteger, Table, Text
 
 from balsamfut.errors import DatabaseTooNew, SettingsError
+from balsamfut.infos import OwnerInfo
 from balsamfut.model import Payload
 
 VERSION: Final = 4
@@ -289,6 +290,14 @@ def found_version(connection: sa.Connection, name: str) -> int:
             f"the database {name} has schema version {found}, and this balsamfut knows versions up to {VERSION}: use "
             "the balsamfut that made it, or a newer one; nothing was changed")
     return found
+
+
+def owner(connection: sa.Connection) -> OwnerInfo:
+    """Whose the database is; it has tables of ours."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns("meta")}
+    beat = meta.c.beat if "beat" in there else sa.literal(0.0)      # an older version of the schema has none
+    row = connection.execute(sa.select(meta.c.epoch, beat, meta.c.host, meta.c.pid, meta.c.since)).one()
+    return OwnerInfo(*row)
 
 
 def reason(error: Exception) -> str:

@@ -48,6 +48,9 @@ class Interchange(msgspec.Struct, frozen=True):
         "seconds that an interchange which a script started for itself stays after its last client left"))] = 1.0
     interface: Annotated[str, Meta(description=(
         "network interface where it listens for pilots and clients on other hosts; empty: the platform's"))] = ""
+    lease: Annotated[float, Meta(ge=1, description=(
+        "seconds without a sign of life in the database after which an interchange on another host is taken for gone, "
+        "and one on this host may take its place"))] = 40.0
 
 
 class Pilot(msgspec.Struct, frozen=True):

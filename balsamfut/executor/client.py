@@ -23,7 +23,8 @@ from balsamfut.errors import BalsamfutError, InitializerFailed, InterchangeLost,
 from balsamfut.executor import local
 from balsamfut.executor.core import BATCH, Ask, Delivery, Entry, Future, Session, Wish
 from balsamfut.executor.deliver import Deliverer, describe, error_named
-from balsamfut.executor.line import BEAT, Line, say
+from balsamfut.executor.line import BEAT, Line
+from balsamfut.executor.local import say
 from balsamfut.futures import CANCELLED, TaskFuture
 from balsamfut.messages import Bye, Hello, Message, Notice, Refused, Settled
 from balsamfut.wire import Poller, Waker

@@ -29,7 +29,7 @@ from balsamfut.executor import local, stack
 from balsamfut.executor.client import Client, open_clients
 from balsamfut.executor.core import Wish
 from balsamfut.executor.desk import Desk, Occurrences, Ready
-from balsamfut.executor.line import say
+from balsamfut.executor.local import say
 from balsamfut.futures import TaskFuture
 from balsamfut.messages import PROTOCOL, Hello
 from balsamfut.model import Pool

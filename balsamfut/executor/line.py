@@ -6,7 +6,6 @@ One thread uses a Line.  It knows the first messages of a connection and nothing
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +59,7 @@ class Line:
                 return welcome
             except InterchangeLost:  # it ended, or is about to
                 self.drop()
-                if attempt == TRIES - 1 or self._hello.parent:
+                if attempt == TRIES - 1 or self._hello.parent or not found.here:
                     raise
             except BaseException:
                 self.drop()
@@ -109,16 +108,21 @@ class Line:
             self._poller.unregister(self._link)
             self._link.close(linger)
 
-    def _introduce(self) -> Welcome:
-        """Say Hello.  Raises InterchangeLost where the interchange ended before it answered."""
+    def meet(self, found: Connection, seconds: float) -> Welcome:
+        """Introduce ourselves to this interchange.  Raises as _introduce does."""
+        self._open(found)
+        return self._introduce(seconds)
+
+    def _introduce(self, seconds: float = WELCOME) -> Welcome:
+        """Say Hello.  Raises InterchangeLost where it does not answer in time, and what it refuses us with."""
         poller = Poller()
         poller.register(self._link)
         if self._pidfd >= 0:
             poller.register(self._pidfd)
         self._link.send(self._hello)
-        deadline = time.monotonic() + WELCOME
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            readable = poller.poll(0.5)
+            readable = poller.poll(min(0.5, seconds))
             for message in self._link.receive(1):
                 if isinstance(message, Welcome):
                     return message
@@ -126,7 +130,10 @@ class Line:
                     raise error_named(message.error, message.text)
             if self._pidfd in readable or not self._connection.alive:
                 break
-        raise InterchangeLost(f"the interchange of {self.site} does not answer; see {self.site}/log/interchange.log")
+        there = self._connection
+        more = f"see {self.site}/log/interchange.log" if there.here else (
+            f"it was last seen as {there.text}: if it is gone, `balsamfut site start` on this host takes its place")
+        raise InterchangeLost(f"the interchange of {self.site} does not answer; {more}")
 
     def send(self, message: Message) -> None:
         if faults.active:
@@ -158,13 +165,5 @@ class Line:
     def tell(self, text: str) -> None:
         """Tell the user about the interchange, once; an empty text: all is well again."""
         if text and text != self._told:
-            say(text)
+            local.say(text)
         self._told = text
-
-
-def say(text: str) -> None:
-    """One line for the user."""
-    try:
-        print(f"balsamfut: {text}", file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):  # no stderr
-        pass

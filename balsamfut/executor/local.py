@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from balsamfut import connection, sites
+from balsamfut import connection, settings, sites
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError
 from balsamfut.executor.deliver import error_named
@@ -25,6 +25,9 @@ from balsamfut.messages import PROTOCOL
 
 PATIENCE: Final = 60.0
 """Seconds that a starting interchange may take: loading a large database on a busy file system is slow."""
+
+LEASE: Final = 60.0
+"""Seconds more that are waited for somebody else's, which may have to watch an owner on another host."""
 
 STARTS: Final = 3
 """So often an interchange is started that a signal ended before it was ready."""
@@ -83,8 +86,8 @@ def find(site: Path) -> Connection:
     deadline = time.monotonic() + PATIENCE
     while True:
         found = connection.read(site)
-        if found is not None and found.alive:
-            return _checked(site, found)
+        if found is not None and found.alive and found.near:
+            return checked(site, found)
         if time.monotonic() > deadline:
             raise InterchangeLost(f"nobody has started an interchange for {site} in {PATIENCE:.0f} s")
         time.sleep(0.05)
@@ -99,38 +102,31 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
     for child in list(_children):
         _there(child)
     found = connection.read(site)
-    if found is None or not found.alive:
+    if found is None or not found.alive or not found.near:
         make(site)
-        with _turn(site):
+        with turn(site):
             found = connection.read(site)  # somebody may have been faster
-            if found is None or not found.alive:
+            if found is None or not found.alive or not found.near:
                 kept = sites.read(site)
                 if kept is not None:
                     raise SiteError(f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`")
-                found = _start(site, ["--embedded", *wanted.arguments()])
-    return _checked(site, found)
+                found = start(site, ["--embedded", *wanted.arguments()])
+    return checked(site, found)
 
 
-def start_site(site: Path) -> tuple[Connection, bool]:
-    """Have the interchange of a site that is kept running; the second value says that it was not before.
-
-    Raises as find_or_start does.
-    """
-    with _turn(site):
-        found = connection.read(site)
-        if found is not None and found.alive:
-            return _checked(site, found), False
-        return _start(site, []), True
-
-
-def _checked(site: Path, found: Connection) -> Connection:
+def checked(site: Path, found: Connection) -> Connection:
     if found.protocol != PROTOCOL:
         raise ProtocolMismatch(f"the interchange of {site} (process {found.pid}) speaks protocol {found.protocol}, "
                                f"this balsamfut {PROTOCOL}: use the same version, or end that process first")
-    if not found.here and not found.clients.startswith("tcp://"):
-        raise InterchangeLost(f"the interchange of {site} runs on {found.host} (process {found.pid}), can be reached "
-                              "only there: run the script on that host, or end the process and run it here")
     return found
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    try:
+        print(f"balsamfut: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):  # no stderr
+        pass
 
 
 def make(site: Path) -> None:
@@ -144,30 +140,50 @@ def make(site: Path) -> None:
 
 
 @contextmanager
-def _turn(site: Path) -> Iterator[None]:
+def turn(site: Path) -> Iterator[None]:
     try:
         lock = os.open(site / "interchange.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise InterchangeLost(f"no interchange can be started for {site}: {exc}") from None
+    deadline = time.monotonic() + PATIENCE + LEASE
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InterchangeLost(f"somebody, on this host or another, has been starting an interchange for "
+                                          f"{site} for {PATIENCE + LEASE:.0f} s") from None
+                time.sleep(0.01)
+            except OSError:     # a file system without locks: the owners of the database take turns
+                break
         yield
     finally:
         os.close(lock)
 
 
-def _start(site: Path, arguments: list[str]) -> Connection:
-    for name in ("interchange.json", "interchange.error"):
-        (site / name).unlink(missing_ok=True)
+def start(site: Path, arguments: list[str]) -> Connection:
+    """Start an interchange; it may have to watch for some time whether the last one, on another host, still lives.
+
+    Raises as find_or_start does.
+    """
+    last = connection.read(site)
+    if last is not None and last.here:
+        (site / connection.NAME).unlink(missing_ok=True)
+    elif last is not None and "--take-over" not in arguments:
+        say(f"the interchange of {site} was last seen on another host ({last.text}); one here takes its place unless "
+            f"that gives a sign of life within {settings.load(site).interchange.lease:g} s")
+    (site / "interchange.error").unlink(missing_ok=True)
     (site / "log").mkdir(mode=0o700, exist_ok=True)
     log = site / "log" / "interchange.log"
-    start = log.stat().st_size if log.exists() else 0
+    begin = log.stat().st_size if log.exists() else 0
     # -P: the working directory, which may hold a queue.py of the user's, is not on the module path.
     argv = [sys.executable, "-P", "-m", "balsamfut.interchange.server", "--site", str(site), *arguments]
     for attempt in range(1, STARTS + 1):
         pid = _spawn(argv, log)
         try:
-            return _await_start(site, pid, log, start)
+            return _await_start(site, pid, log, begin)
         except _Killed:
             # Somebody's kill -9, or the kernel's for want of memory: nothing that it said of itself.
             if attempt == STARTS:
@@ -197,18 +213,19 @@ def _environment() -> dict[str, str]:
 
 
 def _await_start(site: Path, pid: int, log: Path, start: int) -> Connection:
-    deadline = time.monotonic() + PATIENCE
+    patience = PATIENCE + settings.load(site).interchange.lease
+    deadline = time.monotonic() + patience
     pause = 0.002
     while True:
         running = _there(pid)
         found = connection.read(site)
-        if found is not None and found.pid == pid:
+        if found is not None and found.here and found.pid == pid:
             return found
         if not running:
             raise _failure(site, pid, log, start)
         if time.monotonic() > deadline:
             raise InterchangeLost(f"the interchange that was started for {site} (process {pid}) is not ready after "
-                                  f"{PATIENCE:.0f} s; see {log}")
+                                  f"{patience:.0f} s; see {log}")
         time.sleep(pause)
         pause = min(pause * 1.1, 0.05)
 

@@ -1,14 +1,11 @@
-"""The files by which an interchange says where it is, that it is the only one, and why it could not start.
+"""The files by which an interchange says where it is, and why it could not start.
 
 Knows the site's directory and nothing of what an interchange does.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,7 +14,7 @@ import msgspec
 
 from balsamfut import connection
 from balsamfut.connection import Connection
-from balsamfut.errors import BalsamfutError, SiteTaken
+from balsamfut.errors import BalsamfutError
 from balsamfut.messages import Reports
 
 PAUSED: Final = "elastic.paused"
@@ -29,10 +26,10 @@ def announce(site: Path, said: Connection) -> None:
     (site / "interchange.error").unlink(missing_ok=True)
 
 
-def withdraw(site: Path) -> None:
-    """Take the connection file away, if it is ours: nobody shall come any more."""
+def withdraw(site: Path, epoch: int) -> None:
+    """Take the connection file away, if it is ours, the owner's of that epoch: nobody shall come any more."""
     found = connection.read(site)
-    if found is not None and found.here and found.pid == os.getpid():
+    if found is not None and found.here and found.pid == os.getpid() and found.epoch == epoch:
         with suppress(OSError):
             (site / connection.NAME).unlink()
 
@@ -69,20 +66,6 @@ def write_file(path: Path, data: bytes) -> None:
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(data)
     temporary.replace(path)
-
-
-def own(site: Path, patience: float = 30.0) -> int:
-    """Be the one interchange of this site on this machine; waits for one that is ending.  Returns the lock's fd."""
-    lock = os.open(site / "interchange.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SiteTaken(f"another interchange of {site} is running on {socket.gethostname()}") from None
-            time.sleep(0.01)
 
 
 def fail(site: Path, error: BalsamfutError) -> None:

@@ -1,6 +1,6 @@
 """What kind of file system a path is on, since SQLite's write-ahead log needs one that is local.
 
-Reads the text of /proc/mounts that it is given, and nothing else.
+Reads the text of /proc/mounts, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,3 +26,16 @@ def filesystem(path: Path, mounts: str) -> str:
         if path.is_relative_to(point) and len(point.parts) >= best:   # the later of two on one point hides the other
             best, kind = len(point.parts), fields[2]
     return kind
+
+
+def here(path: Path) -> str:
+    """The type of the file system that `path` is on; "" where this machine does not tell."""
+    try:
+        return filesystem(path.resolve(), MOUNTS.read_text(errors="surrogateescape"))
+    except OSError:
+        return ""   # no Linux: a workstation
+
+
+def network(kind: str) -> bool:
+    """Whether several hosts may see a file system of this type."""
+    return kind.removeprefix("fuse.") in NETWORK

@@ -15,8 +15,8 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -30,11 +30,14 @@ from balsamfut.interchange.blocks import Blocks, LocalPilots, new_token
 from balsamfut.interchange.core import Core, Turn
 from balsamfut.interchange.doors import open_doors
 from balsamfut.interchange.fits import Fits, shape
+from balsamfut.interchange.ownership import beat_every, own
+from balsamfut.interchange.recorder import Recorder
 from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.interchange.watching import Watched
 from balsamfut.messages import PROTOCOL, ElasticOrder, Hello, Message, Notice, Reports, Submit, SubmitBlock
+from balsamfut.settings import Settings
 from balsamfut.wire import Poller, Waker
 
 log = logging.getLogger(__name__)
@@ -47,21 +50,15 @@ TICK: Final = 0.2
 """Seconds between looks at what time alone brings."""
 TOGETHER: Final = 0.002
 """Seconds that an acknowledgement may wait for something else to travel with."""
-GIVE_UP: Final = 600.0
-"""Seconds that a commit may go on failing before this process ends and leaves the rest to its successor ..."""
-GIVE_UP_ALONE: Final = 10.0
-"""... and when it is ending anyway, or nobody is there."""
-
 
 class Server:
     """One interchange of one site."""
 
-    def __init__(self, site: Path, args: argparse.Namespace) -> None:
+    def __init__(self, site: Path, args: argparse.Namespace, settings: Settings, store: Store) -> None:
         self.site = site
-        self.settings = settings.load(site)
+        self.settings = settings
         self.clock = Clock()
-        self.store = Store(self.settings.database_url(site), synchronous=self.settings.synchronous(args.embedded))
-        self.store.open()
+        self.store = store
         chosen = self.settings.pilot
         usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
@@ -76,6 +73,7 @@ class Server:
             linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider,
             elastic=self.settings.elastic, paused=files.paused(site))
         self.core = Core(self.store.load_world(), config, Fits(site), self.clock.now())
+        self.recorder = Recorder(store, self.clock, beat_every(settings.interchange.lease), self.needed, self.tell)
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
         networked = not args.embedded or bool(usual.hosts)     # there are clients or pilots on other hosts
@@ -93,7 +91,7 @@ class Server:
             self.poller.register(item)
         self.watched = Watched(self.poller)
         self.signalled = False
-        self.complained = ""                     # what was last said about a database that does not take writes
+        self.announced = False
 
     # ---- the beginning and the end
 
@@ -101,7 +99,8 @@ class Server:
         """Write the connection file: from here on clients and pilots find us."""
         files.announce(self.site, Connection(
             os.getpid(), os.uname().nodename, self.store.epoch, self.clients.address, self.pilots.address, PROTOCOL,
-            self.clock.now()))
+            self.clock.now(), str(self.site), self.site.stat().st_ino))
+        self.announced = True
 
     def inherit(self) -> None:
         """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
@@ -146,6 +145,7 @@ class Server:
             ready = self.poller.poll(TOGETHER if self.core.book.told else TICK)
             began = now = self.clock.now()
             if now - asleep > 1.0 + TICK:
+                self.recorder.still_ours()          # before anything is said to anybody
                 self.core.stalled(now - asleep)     # somebody had stopped us: what peers said is yet to be read
             self.drain(ready, now)
             if now - last_tick >= TICK:
@@ -167,13 +167,21 @@ class Server:
         self.signalled = True
         self.waker.wake()
 
+    def needed(self) -> bool:
+        """Somebody waits for this interchange."""
+        return bool(self.core.book.peers) and not self.core.sessions.stopping
+
+    def tell(self, text: str) -> None:
+        """Tell every client something about the interchange."""
+        for peer in self.core.book.peers:
+            self.clients.send(peer, Notice(text))
+
     def close(self) -> None:
-        files.withdraw(self.site)
+        files.withdraw(self.site, self.store.epoch)
         self.clients.close(linger=1.0)
         self.pilots.close(linger=1.0)
         if self.batch is not None:
             self.batch.close()
-        self.store.close()
 
     # ---- one turn
 
@@ -243,37 +251,12 @@ class Server:
         """Read from the database what a message needs, until it needs no more."""
         while (want := wanted()) is not None:
             token = message.token if isinstance(message, Hello) else ""
-            self.core.know(want, self.read(want), self.clock.now(), token)
-
-    def read(self, want: Wanted) -> Found:
-        """Read it, however long that takes: the database may be locked, or away, for a while."""
-        began = self.clock.now()
-        while True:
-            try:
-                return self._read(want)
-            except StoreError as error:
-                if not error.transient or self.clock.now() - began > GIVE_UP_ALONE:
-                    raise
-                self.complain(error)
-                time.sleep(0.05)
-
-    def _read(self, want: Wanted) -> Found:
-        found = Found()
-        if want.campaign is not None:
-            found.tasks = self.store.load_open(want.campaign or None, want.retry_failed)
-        if want.tasks:
-            found.tasks += self.store.load_tasks(sorted(want.tasks)).values()
-        if want.calls is not None:
-            found.calls = self.store.find_calls(*want.calls)
-        if want.keys is not None:
-            found.keys = self.store.find_keys(*want.keys)
-        if want.cached:
-            found.cached = self.store.find_cached(want.cached)
-        return found
+            self.core.know(want, self.recorder.read(want), self.clock.now(), token)
 
     def tick(self, now: float) -> None:
         if self.signalled:
             self.core.stop("it was told to end", grace=2.0)
+        self.recorder.beat(now)
         self.blocks_changed(now)
         self.watched.keep(self.core.book.sessions)
         for pilot in list(self.core.book.pilots.values()):
@@ -283,7 +266,7 @@ class Server:
         self.core.tick(now)
         self.core.scaling.look(now, new_token)
         if self.core.sessions.stopping:
-            files.withdraw(self.site)
+            files.withdraw(self.site, self.store.epoch)
             self.blocks.hurry(now)
         if self.core.pilots.wanted(now):
             self.start_pilot(now)
@@ -300,7 +283,7 @@ class Server:
     def perform(self, turn: Turn) -> None:
         """Commit what a turn changed; then, and only then, send what it has to say."""
         if turn.writes:
-            self.commit(turn)
+            self.recorder.commit(turn.writes)
         if faults.active:
             faults.point("interchange.send.before")
         for peer, messages in turn.out.pilots.items():
@@ -311,36 +294,6 @@ class Server:
             self.clients.send(peer, *messages)
         if faults.active:
             faults.point("interchange.send.after")
-
-    def commit(self, turn: Turn) -> None:
-        """Write a turn; while the database does not take it, keep it and try again, and say so."""
-        began = self.clock.now()
-        pause = 0.05
-        while True:
-            try:
-                self.store.commit(turn.writes)
-                break
-            except StoreError as error:
-                waited = self.clock.now() - began
-                needed = self.core.book.peers and not self.core.sessions.stopping
-                if not error.transient or waited > (GIVE_UP if needed else GIVE_UP_ALONE):
-                    raise
-                if waited > 1.0 or not self.complained:
-                    self.complain(error)
-                time.sleep(pause)
-                pause = min(1.5 * pause, 2.0)
-        if self.complained and turn.writes.tasks:
-            self.complained = ""
-            log.warning("the database takes writes again")
-
-    def complain(self, error: StoreError) -> None:
-        """Say, once for each reason, that the database does not take writes."""
-        if str(error) == self.complained:
-            return
-        self.complained = str(error)
-        log.error("%s; trying again", error)
-        for peer in self.core.book.peers:
-            self.clients.send(peer, Notice(f"{error}; the interchange keeps trying, nothing is lost"))
 
     # ---- clients on this machine
 
@@ -363,6 +316,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="balsamfut.interchange.server", description=__doc__)
     parser.add_argument("--site", type=Path, required=True)
     parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--take-over", action="store_true")
     parser.add_argument("--platform", default="")
     parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--cores", type=int, default=0)
@@ -373,24 +327,30 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(sys.argv[1:] if argv is None else argv)
     site: Path = args.site.absolute()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    store: Store | None = None
     server: Server | None = None
+    lock = -1
     try:
         site.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = files.own(site)
-        server = Server(site, args)
+        found = settings.load(site)
+        store = Store(found.database_url(site), synchronous=found.synchronous(args.embedded))
+        lock = own(site, store, found.interchange.lease, at_once=args.take_over)
+        server = Server(site, args, found, store)
         server.run()
         return 0
-    except SiteTaken as error:
-        log.error("%s", error)
-        files.fail(site, error)
-        return 3
     except BalsamfutError as error:
         log.error("%s: %s", type(error).__name__, error)
-        files.fail(site, error)
-        return 1
+        if server is None or not server.announced:
+            files.fail(site, error)     # else our successor's starter would read it
+        return 3 if isinstance(error, SiteTaken) else 1
     finally:
         if server is not None:
             server.close()
+        if store is not None:
+            with suppress(StoreError, SiteTaken):
+                store.release()
+            store.close()
+        if lock >= 0:
             os.close(lock)
 
 

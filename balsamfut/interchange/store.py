@@ -13,20 +13,19 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from balsamfut import faults, schema
+from balsamfut.clock import Clock
 from balsamfut.errors import SiteError, SiteTaken
-from balsamfut.interchange import past, rows
-from balsamfut.interchange.mounts import MOUNTS, NETWORK, filesystem
+from balsamfut.infos import OwnerInfo
+from balsamfut.interchange import opening, past, rows
 from balsamfut.interchange.records import Task, World, Writes
 from balsamfut.model import OPEN, TaskState
 
@@ -49,6 +48,14 @@ class StoreError(SiteError):
         self.transient = transient
 
 
+class Owned(SiteTaken):
+    """The owner may live.  Attribute: owner."""
+
+    def __init__(self, name: str, owner: OwnerInfo) -> None:
+        super().__init__(f"the database {name} belongs to another interchange ({owner.text})")
+        self.owner = owner
+
+
 class Store:
     """One site's database, owned by this process from open() to close().  Not for two threads at once.
 
@@ -57,10 +64,10 @@ class Store:
     """
 
     def __init__(self, database: str | os.PathLike[str], *, synchronous: Literal["NORMAL", "FULL"] = "NORMAL") -> None:
-        self._url = schema.database_url(database)
-        self._sqlite = self._url.get_backend_name() == "sqlite"
+        self.url = schema.database_url(database)
+        self._sqlite = self.url.get_backend_name() == "sqlite"
         self._full = synchronous == "FULL"
-        self._name = schema.name_of(self._url)
+        self.name = schema.name_of(self.url)
         self._turn = 0
         self._doubt: tuple[int, Writes] | None = None
         self._engine: sa.Engine
@@ -71,17 +78,17 @@ class Store:
 
     # ---- opening
 
-    def open(self) -> None:
+    def open(self, over: Callable[[OwnerInfo], bool] = lambda owner: True) -> None:
         """Make what is not there, and take the database over: the owner before us can write no more.
 
-        Raises DatabaseTooNew (nothing is written then), SiteTaken (it is locked by an owner that cannot be made to let
-        go, on a network file system), StoreError, SettingsError.
+        over: whether that owner may be taken for past.  Raises Owned where it may not, DatabaseTooNew (nothing is
+        written in both cases), StoreError, SettingsError.
         """
-        network = ""
-        if self._sqlite:
-            network = self._prepare_file()
-        self._engine = schema.engine(self._url, timeout=PATIENCE)
-        sa.event.listen(self._engine, "connect", self._on_connect_for(network))
+        with self._clear_errors("open"):
+            network = opening.prepare(self.url, PATIENCE) if self._sqlite else ""
+        self._engine = schema.engine(self.url, timeout=PATIENCE)
+        sa.event.listen(self._engine, "connect", opening.settings(
+            self.url, network, full=self._full, notice=lambda text: setattr(self, "notice", text)))
         if self._sqlite:
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
         self._compile()
@@ -89,70 +96,48 @@ class Store:
             self._connection = self._engine.connect()
             try:
                 with self._connection.begin():
-                    self._take(self._connection)
+                    self._take(self._connection, over)
             except BaseException:
                 self.close()
                 raise
 
-    def _prepare_file(self) -> str:
-        """Look before anything is written; the name of the file system if it is a network's, else nothing."""
-        path = Path(str(self._url.database))
-        with self._clear_errors("open"):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))   # SQLite gives the files beside it the same mode
-        try:
-            kind = filesystem(path.resolve(), MOUNTS.read_text(errors="surrogateescape"))
-        except OSError:
-            kind = ""   # no Linux: a workstation
-        network = kind if kind.removeprefix("fuse.") in NETWORK else ""
-        if path.stat().st_size:
-            # Opening read-only maps shared memory if the file was last used with a write-ahead log.
-            reader = schema.engine(self._url if network else schema.sqlite_read_only(self._url), timeout=PATIENCE)
-            if network:
-                sa.event.listen(reader, "connect", lambda c, _: c.execute("PRAGMA locking_mode=EXCLUSIVE"))
-            with self._clear_errors("open"), reader.connect() as connection:
-                schema.found_version(connection, self._name)
-        return network
-
-    def _on_connect_for(self, network: str) -> Callable[[Any, Any], None]:
-        level = "FULL" if self._full else "NORMAL"
-
-        def sqlite_settings(connection: Any, record: Any) -> None:
-            mode = "delete"
-            if not network:
-                mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-            if mode != "wal":
-                # WAL shares memory between processes through a mapped file: network file systems cannot do that.
-                for pragma in ("locking_mode=EXCLUSIVE", "mmap_size=0", "journal_mode=TRUNCATE"):
-                    connection.execute(f"PRAGMA {pragma}")
-                where = network or "a file system without shared memory"
-                self.notice = (f"the database {self._name} is on {where}: no write-ahead log, slower commits, and "
-                               "nobody else can read it while this interchange runs")
-            # 64 MB of pages: the index of keys is written all over; fewer checkpoints write a page of it less often.
-            for pragma in (f"synchronous={level}", "cache_size=-65536", "wal_autocheckpoint=4000"):
-                connection.execute(f"PRAGMA {pragma}")
-
-        def postgresql_settings(connection: Any, record: Any) -> None:
-            if self._full:
-                connection.execute("SET synchronous_commit = on")
-                connection.commit()
-
-        return sqlite_settings if self._sqlite else postgresql_settings
-
-    def _take(self, connection: sa.Connection) -> None:
+    def _take(self, connection: sa.Connection, over: Callable[[OwnerInfo], bool]) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MAKERS)))
-        found = schema.found_version(connection, self._name)
+        found = schema.found_version(connection, self.name)
         meta = schema.meta
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        now = Clock().now()
         if found == 0:
             schema.metadata.create_all(connection)
-            connection.execute(sa.insert(meta).values(one=1, version=schema.VERSION, site=uuid.uuid4().hex,
-                                                      created=time.time()))
+            connection.execute(sa.insert(meta).values(
+                one=1, version=schema.VERSION, site=uuid.uuid4().hex, created=now))
+        last = schema.owner(connection)
+        if not over(last):
+            raise Owned(self.name, last)
+        if last.pid and not self._sqlite:
+            opening.disconnect_others(connection)
         for version in range(found or schema.VERSION, schema.VERSION):
             schema.UPGRADES[version](connection)
-        connection.execute(sa.update(meta).values(version=schema.VERSION, epoch=meta.c.epoch + 1, turn=0, **owner))
+        connection.execute(sa.update(meta).values(
+            version=schema.VERSION, epoch=meta.c.epoch + 1, turn=0, host=socket.gethostname(), pid=os.getpid(),
+            since=now, beat=now))
         self.epoch, self.site = connection.execute(sa.select(meta.c.epoch, meta.c.site)).one()
+
+    def beat(self, now: float) -> None:
+        """Give a sign of life, for other hosts to see.  Raises as commit does."""
+        self._sign({"beat": now})
+
+    def release(self) -> None:
+        """Say that this owner has ended, so that nobody has to wait for signs of its life.  Raises as commit does."""
+        if self.epoch:
+            self._sign({"pid": 0})
+
+    def _sign(self, said: dict[str, float]) -> None:
+        meta = schema.meta
+        with self._clear_errors("write to"), self._connection.begin():
+            done = self._connection.execute(sa.update(meta).where(meta.c.epoch == self.epoch).values(**said))
+            if done.rowcount != 1:
+                self._check_epoch(self._connection, writing=False)
 
     def _compile(self) -> None:
         dialect = self._engine.dialect
@@ -189,7 +174,7 @@ class Store:
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, OverflowError) as exc:
             transient = isinstance(exc, (sa.exc.OperationalError, sa.exc.InterfaceError, sqlite3.OperationalError,
                                          OSError))
-            raise StoreError(f"cannot {what} the database {self._name}: {schema.reason(exc)}",
+            raise StoreError(f"cannot {what} the database {self.name}: {schema.reason(exc)}",
                              transient=transient) from exc
 
     @contextmanager
@@ -204,11 +189,9 @@ class Store:
         else:
             ours = connection.exec_driver_sql(self._count_turn, (self._turn, self.epoch)).rowcount == 1
         if not ours:
-            host, pid, since = connection.execute(
-                sa.select(schema.meta.c.host, schema.meta.c.pid, schema.meta.c.since)).one()
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-            raise SiteTaken(f"the database {self._name} was taken over by another interchange (process {pid} on "
-                            f"{host}, {when}); this one writes no more")
+            now = schema.owner(connection)
+            raise SiteTaken(f"the database {self.name} was taken over by another interchange ({now.text}); this one "
+                            "writes no more")
 
     def commit(self, writes: Writes) -> None:
         """Write one turn.  Its tasks are then `stored` and not `dirty`.

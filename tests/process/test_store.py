@@ -18,9 +18,11 @@ from store_samples import APP, PLAIN, POOL, SHARING, fields_of, surroundings, ta
 
 from balsamfut import schema
 from balsamfut.errors import DatabaseTooNew, SettingsError, SiteTaken
+from balsamfut.infos import OwnerInfo
+from balsamfut.interchange import ownership
 from balsamfut.interchange import store as store_module
 from balsamfut.interchange.records import AttemptRow, CampaignRow, EventRow, PilotRow, SessionRow, Task, World, Writes
-from balsamfut.interchange.store import CHUNK, Store, StoreError
+from balsamfut.interchange.store import CHUNK, Owned, Store, StoreError
 from balsamfut.model import Blob, Joined, TaskState
 
 S = TaskState
@@ -390,6 +392,57 @@ def test_an_owner_that_was_stopped_and_wakes_up_cannot_write(opened: Opener, dat
     assert sorted(owner.load_tasks([1, 2, 3])) == [1, 3]
 
 
+def test_an_owner_gives_signs_of_life_until_it_lets_go_or_is_replaced(opened: Opener, database: str) -> None:
+    first = opened(database)
+    signs = [look(first)]
+    for beat in (7.0, 8.0):
+        first.beat(beat)
+        signs.append(look(first))
+    assert [each.beat for each in signs[1:]] == [7.0, 8.0] and len(set(signs)) == 3
+    assert {(each.epoch, each.pid) for each in signs} == {(1, os.getpid())}
+    first.release()
+    assert look(first).pid == 0
+    second = opened(database)
+    for late in (lambda: first.beat(9.0), first.release):
+        with pytest.raises(SiteTaken):
+            late()
+    assert (look(second).epoch, look(second).pid) == (2, os.getpid())
+
+
+def look(store: Store) -> OwnerInfo:
+    found = ownership.look(store)
+    assert found is not None
+    return found
+
+
+def test_an_owner_that_may_live_keeps_its_database(opened: Opener, database: str) -> None:
+    first = opened(database)
+    with pytest.raises(Owned, match=f"process {os.getpid()} on ") as refused:
+        Store(database).open(lambda owner: False)
+    assert refused.value.owner == look(first)
+    saved(first, task(1))
+    second = Store(database)
+    second.open(lambda owner: owner == refused.value.owner)
+    second.close()
+    with pytest.raises(SiteTaken):
+        saved(first, task(2))
+
+
+@pytest.mark.site
+def test_an_owner_that_hangs_in_a_transaction_on_a_server_does_not_hold_up_its_successor(
+        opened: Opener, postgres_url: str) -> None:
+    first = opened(postgres_url)
+    hanging = first._connection.begin()
+    first._check_epoch(first._connection, writing=True)     # the row is locked
+    second = opened(postgres_url)
+    saved(second, task(1))
+    with pytest.raises(sa.exc.OperationalError):           # its connection is gone
+        first._check_epoch(first._connection, writing=False)
+    hanging.close()
+    with pytest.raises(SiteTaken):
+        saved(first, task(2))
+
+
 @pytest.mark.parametrize(("point", "there"), [("interchange.commit.before", []), ("interchange.commit.after", [1])])
 def test_a_kill_before_the_commit_leaves_nothing_and_after_it_everything(
         opened: Opener, database: str, point: str, there: list[int]) -> None:
@@ -520,14 +573,15 @@ def test_on_a_network_file_system_there_is_no_shared_memory_and_it_is_said(
     local.close()
     mounts = sqlite_file.with_name("mounts")
     mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/flare {sqlite_file.parent.resolve()} lustre rw,flock 0 0\n")
-    monkeypatch.setattr(store_module, "MOUNTS", mounts)
+    monkeypatch.setattr("balsamfut.interchange.mounts.MOUNTS", mounts)
     made = opened(sqlite_file)
     saved(made, task(2))
     driver: Any = made._connection.connection.dbapi_connection
     assert driver.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
-    assert driver.execute("PRAGMA locking_mode").fetchone() == ("exclusive",)
+    assert driver.execute("PRAGMA locking_mode").fetchone() == ("normal",)
     assert made.notice is not None and "lustre" in made.notice
     assert sorted(made.load_tasks([1, 2])) == [1, 2]
     assert not {f"{sqlite_file.name}-wal", f"{sqlite_file.name}-shm"} & set(os.listdir(sqlite_file.parent))
-    with pytest.raises(StoreError, match="another process is using it"):
-        opened(sqlite_file)
+    opened(sqlite_file)
+    with pytest.raises(SiteTaken):      # its lock is not in the way of a successor
+        saved(made, task(3))
