@@ -223,6 +223,7 @@ class Enrol(Message, frozen=True, tag=1):
     memory: int                  # bytes per node
     held: list[tuple[Stored, Stored]]  # (task, attempt) that it has, queued or running
     time: float = 0.0            # Unix time, by its node's clock; 0.0: it does not say
+    lent: bool = False           # the first of its nodes is another pilot's: this one is led from there, no more
 
 
 class Started(Message, frozen=True, tag=2):

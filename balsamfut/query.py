@@ -282,12 +282,24 @@ class Reader:
             names = {column["name"] for column in there.get_columns("blocks")}
             query = sa.select(*(c if c.name in names else sa.literal("").label(c.name) for c in b.c)).order_by(b.c.id)
             found = connection.execute(query if history else query.where(b.c.ended == 0)).all()
-        return [BlockInfo(
+        return [self._block(row) for row in found]
+
+    def _block(self, row: sa.Row[Any]) -> BlockInfo:
+        tags = msgspec.json.decode(row.tags or "{}", type=dict[str, str])
+        parts = msgspec.json.decode(row.parts or "[]", type=list[Part])
+        return BlockInfo(
             row.id, BLOCK_STATES[row.state], row.provider, row.batch_id, row.queue, row.project, row.nodes,
             row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted,
-            row.started or None, row.ended or None, row.exit_code, row.text,
-            msgspec.json.decode(row.tags or "{}", type=dict[str, str]),
-            msgspec.json.decode(row.parts or "[]", type=list[Part]), row.why) for row in found]
+            row.started or None, row.ended or None, row.exit_code, row.text, tags, parts, row.why, row.token,
+            *self._files(row.id, max(1, len(parts))))
+
+    def _files(self, block: int, pilots: int) -> tuple[str, list[str]]:
+        """Of a block: its job script and its pilots' logs, as far as they are there."""
+        if self._directory is None:
+            return "", []
+        log = self._directory / "log"
+        script, *logs = [log / f"block-{block}.sh", *(log / f"pilot-{block + index}.log" for index in range(pilots))]
+        return str(script) if script.exists() else "", [str(path) for path in logs if path.exists()]
 
     def nodes(self, pilot: int | None = None, *, over: bool = False) -> list[NodeInfo]:
         """Of one pilot (None: of all), by pilot, those that are up last, then by name; over: also of pilots that are

@@ -14,6 +14,11 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     mode: str = "any"
     tags: dict[str, str] = {}
 
+    def describe(self) -> str:
+        """Which tasks it takes: `any tasks`, `mpi tasks with kind=post`."""
+        tags = " ".join(f"{name}={value}" for name, value in self.tags.items())
+        return f"{self.mode} tasks" + (f" with {tags}" if tags else "")
+
 
 class SubmitBlock(Message, frozen=True, tag=10):
     """Ask the batch system for nodes.  Answered by BlockAnswer."""
@@ -50,7 +55,8 @@ class BlockAnswer(Message, frozen=True, tag=12):
     request: int
     block: int                   # 0: not
     error: str
-    script: str = ""             # of a dry run: what would be given to the batch system
+    command: str = ""            # of a dry run: what would be run ...
+    script: str = ""             # ... with this on its stdin
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):

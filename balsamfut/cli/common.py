@@ -47,6 +47,14 @@ def open_reader(site: Path) -> Reader:
     return open_site(site)
 
 
+def pair(option: str, text: str, shape: str = "NAME=VALUE") -> tuple[str, str]:
+    """What stands before and behind the first `=`.  Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.UsageError(f"{option} takes {shape}, not {text!r}")
+    return name, value
+
+
 def close_names(name: str, names: Iterable[str]) -> str:
     """A hint for a name that there is not."""
     known = list(names)

@@ -16,25 +16,45 @@ from balsamfut.cli import common, output
 @click.option("-A", "--project", default="", help="Who pays.")
 @click.option("-j", "--job-mode", type=click.Choice(["any", "mpi", "serial"]), default="any", show_default=True,
               help="Which tasks it takes.")
+@click.option("--tag", "tags", metavar="NAME=VALUE", multiple=True,
+              help="Take only tasks with this tag; given again: and that.")
+@click.option("--partition", "--part", "parts", metavar="MODE:NODES[:NAME=VALUE]...", multiple=True,
+              help="Split it: so many nodes for tasks of this mode, with these tags; the parts are all nodes together.")
 @click.option("-x", "--extra", metavar="KEY=VALUE", multiple=True, help="More for the job script, such as filesystems.")
+@click.option("--dry-run", is_flag=True, help="Check it and print the job script; submit and record nothing.")
 @common.json_option
 def command(site: str | None, nodes: int, minutes: float, queue: str, project: str, job_mode: str,
-            extra: tuple[str, ...], as_json: bool) -> None:
+            tags: tuple[str, ...], parts: tuple[str, ...], extra: tuple[str, ...], dry_run: bool,
+            as_json: bool) -> None:
     """Ask the batch system for a block of nodes, on which a pilot runs tasks until its time is over.
 
-    With --json: {"block": {"id"}}.
+    With --json: {"block": {"id"}}; with --dry-run {"block": {"command", "script"}}, for which no interchange need run.
     """
-    from balsamfut.errors import UsageError
     from balsamfut.executor import asking
     from balsamfut.messages import SubmitBlock
+    from balsamfut.queuemessages import Part
 
-    wrong = [pair for pair in extra if "=" not in pair]
-    if wrong:
-        raise UsageError(f"-x takes KEY=VALUE, not {wrong[0]!r}")
-    params = dict(pair.split("=", 1) for pair in extra)
-    wanted = SubmitBlock(1, nodes, 60.0 * minutes, queue, project, job_mode, params)
-    number = asking.ask_for_block(common.find_site(site), wanted)
-    if as_json:
-        output.print_json("block", {"id": number})
-        return
-    click.echo(f"block {number} is asked for; `balsamfut queue ls` tells how it stands")
+    wanted = SubmitBlock(
+        1, nodes, 60.0 * minutes, queue, project, job_mode,
+        dict(common.pair("-x", each, "KEY=VALUE") for each in extra),
+        dict(common.pair("--tag", tag) for tag in tags), [Part(*split_part(part)) for part in parts], dry_run)
+    answer = asking.ask_for_block(common.find_site(site), wanted)
+    if dry_run and as_json:
+        output.print_json("block", {"command": answer.command, "script": answer.script})
+    elif dry_run:
+        output.say(f"nothing is submitted; block {answer.block} would be: `{answer.command}` with this on its stdin")
+        click.echo(answer.script, nl=False)
+    elif as_json:
+        output.print_json("block", {"id": answer.block})
+    else:
+        click.echo(f"block {answer.block} is asked for; `balsamfut queue ls` tells how it stands")
+
+
+def split_part(text: str) -> tuple[int, str, dict[str, str]]:
+    """MODE:NODES:NAME=VALUE... -> nodes, mode, tags.  Raises UsageError."""
+    mode, _, rest = text.partition(":")
+    nodes, *tags = rest.split(":")
+    if not nodes.isdecimal():
+        raise click.UsageError(f"--partition takes MODE:NODES[:NAME=VALUE]..., such as mpi:3 or any:1:kind=post, not "
+                               f"{text!r}")
+    return int(nodes), mode, dict(common.pair("--partition", tag) for tag in tags)

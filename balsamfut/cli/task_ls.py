@@ -32,7 +32,7 @@ def command(states: tuple[str, ...], app: str | None, tags: tuple[str, ...], cam
     """
     if by_state and limit:
         raise click.UsageError("--limit and --by-state cannot be used together: counts are of all tasks")
-    wanted = dict(map(split_tag, tags))
+    wanted = dict(common.pair("--tag", tag) for tag in tags)
     with common.open_reader(common.find_site(site)) as reader:
         chosen = {"state": states or None, "app": common.known_app(reader, app), "tags": wanted,
                   "campaign": common.known_campaign(reader, campaign)}
@@ -49,14 +49,6 @@ def command(states: tuple[str, ...], app: str | None, tags: tuple[str, ...], cam
     else:
         now = time.time()
         output.print_table(COLUMNS, [row(task, now) for task in tasks], empty="no tasks")
-
-
-def split_tag(text: str) -> tuple[str, str]:
-    """NAME=VALUE.  Raises UsageError."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise click.UsageError(f"--tag takes NAME=VALUE, not {text!r}")
-    return name, value
 
 
 def row(task: TaskInfo, now: float) -> tuple[object, ...]:

@@ -9,11 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from balsamfut import connection
-from balsamfut.errors import InterchangeLost, UsageError
+from balsamfut import connection, settings, sites
+from balsamfut.errors import InterchangeLost, SiteError, UsageError
 from balsamfut.executor import local
 from balsamfut.executor.line import Line
-from balsamfut.messages import PROTOCOL, BlockAnswer, ElasticAnswer, ElasticOrder, Hello, Message, Notice, Refused
+from balsamfut.messages import (
+    PROTOCOL,
+    BlockAnswer,
+    ElasticAnswer,
+    ElasticOrder,
+    Hello,
+    Message,
+    Notice,
+    Refused,
+    RemoveBlock,
+    SubmitBlock,
+)
 from balsamfut.wire import Poller
 
 A = TypeVar("A", bound=Message)
@@ -60,9 +71,33 @@ def order_elastic(site: Path, order: str) -> ElasticAnswer:
     return answer
 
 
-def ask_for_block(site: Path, message: Message) -> int:
-    """The number of the block that the answer is about.  Raises as ask does, and UsageError with why it is refused."""
-    answer = ask(site, message, BlockAnswer, nobody=_NOBODY.format(site=site))
+def ask_for_block(site: Path, message: SubmitBlock | RemoveBlock) -> BlockAnswer:
+    """The answer, of which block it is.  Raises as ask does, and UsageError with why it is refused.
+
+    A dry run needs no interchange: where none runs, it is what one that were started now would submit.
+    """
+    found = connection.read(site)
+    if isinstance(message, SubmitBlock) and message.dry_run and (found is None or not found.alive):
+        answer = _preview(site, message)
+    else:
+        answer = ask(site, message, BlockAnswer, nobody=_NOBODY.format(site=site))
     if answer.error:
         raise UsageError(answer.error)
-    return answer.block
+    return answer
+
+
+def _preview(site: Path, message: SubmitBlock) -> BlockAnswer:
+    from balsamfut.provider.recipe import Recipe
+    from balsamfut.query import open_site
+
+    if sites.read(site) is None:
+        raise UsageError(f"{site} is no site that is kept, so it has no blocks; `balsamfut site init` makes one")
+    recipe = Recipe.of(site, settings.load(site).pilot)
+    number, taken = 1, []
+    try:
+        with open_site(site) as reader:
+            number += max((pilot.id for pilot in reader.pilots()), default=0)
+            taken = [(block.queue, block.state == "running") for block in reader.blocks()]
+    except SiteError:      # none has run yet: there is no database
+        pass
+    return recipe.preview(message.request, message, number, taken)

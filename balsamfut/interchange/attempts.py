@@ -11,6 +11,8 @@ import heapq
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from balsamfut.errors import LaunchFailed, PoisonTask
 from balsamfut.interchange import dag, orders, skew
 from balsamfut.interchange.book import Book, IllegalMove, Pilot
@@ -23,6 +25,7 @@ from balsamfut.messages import (
     Enrolled,
     Exited,
     Fault,
+    NodeState,
     Ran,
     Reports,
     Started,
@@ -64,12 +67,15 @@ class Attempts:
         pilot.peer, pilot.heard, pilot.enrolled = peer, now, True
         pilot.skew = skew.of(message.time, now)
         book.pilot_peers[peer] = pilot
+        self.flow.queues.divide([each for each in book.pilots.values() if each.enrolled])
         row = pilot.row
-        row.host, row.pid, row.platform, row.nodes = message.host, message.pid, message.platform, len(message.nodes)
+        row.host, row.pid, row.platform = message.host, message.pid, message.platform
+        row.nodes = len(message.nodes) - message.lent
         row.started = row.started or now
         book.writes.pilots.append(row)
-        pilot.nodes, pilot.cores, pilot.capacity, pilot.out = message.nodes, message.cores, {}, {}
-        self.enrolments[pilot.id] = message
+        pilot.nodes, pilot.cores, pilot.capacity = message.nodes, message.cores, {}
+        pilot.out = dict.fromkeys(message.nodes[:message.lent], NodeState.LOST)
+        self.enrolments[pilot.id] = msgspec.structs.replace(message, nodes=message.nodes[message.lent:])
         pilot.seq = pilot.acknowledged = 0
         pilot.classes, pilot.apps, pilot.pools = set(), set(), set()
         kept = {number for number, attempt in message.held
@@ -89,6 +95,7 @@ class Attempts:
         if pilot.peer is not None:
             book.pilot_peers.pop(pilot.peer, None)
         book.pilots.pop(pilot.id, None)
+        self.flow.queues.divide([each for each in book.pilots.values() if each.enrolled])
         self.enrolments.pop(pilot.id, None)
         pilot.row.ended, pilot.row.reason = now, reason
         book.writes.pilots.append(pilot.row)
@@ -102,15 +109,14 @@ class Attempts:
             self.give_back(pilot, task, now)
 
     def capacity(self, pilot: Pilot, cls: int) -> int:
-        """How many tasks of a class fit into a pilot when it is empty."""
+        """How many tasks of a class fit into a pilot when it is empty; 0 for those of a kind that it does not take."""
         known = pilot.capacity.get(cls)
         if known is None:
             message = self.enrolments.get(pilot.id)
-            info = self.book.classes[cls]
-            block = self.book.blocks.get(pilot.id)
-            kind = "serial" if info.spec.resources.serial else "mpi"
-            wanted = block is None or block.mode in ("any", kind)
-            known = self.fits(message, info.spec.resources) if message is not None and wanted else 0
+            resources = self.book.classes[cls].spec.resources
+            kind = "serial" if resources.serial else "mpi"
+            wanted = pilot.part.mode in ("any", kind)
+            known = self.fits(message, resources) if message is not None and wanted else 0
             pilot.capacity[cls] = known
         return known
 

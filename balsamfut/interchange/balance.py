@@ -36,22 +36,12 @@ def spare(book: Book, pilots: Sequence[Pilot], capacity: Callable[[Pilot, int], 
             fits = donor.capacity.get(cls, 0)
             if donor.counts[cls] <= 0 or fits <= 0 or 0.0 <= book.classes[cls].typical < LONG:
                 continue
-            room = {pilot.id: int(part * capacity(pilot, cls) + 1e-9) for pilot in able
+            room = {pilot: int(part * capacity(pilot, cls) + 1e-9) for pilot in able
                     if (part := free.get(pilot.id, 0.0))}
-            tasks = _unstarted(donor, cls, min(sum(room.values()), math.ceil(over * fits - 1e-9)))
+            tasks = _unstarted(donor, cls, room, math.ceil(over * fits - 1e-9), free)
             if tasks:
                 over -= len(tasks) / fits
-                _take(free, able, room, cls, len(tasks))
                 yield donor, tasks
-
-
-def _take(free: dict[int, float], able: Sequence[Pilot], room: dict[int, int], cls: int, count: int) -> None:
-    """So many tasks will go to those that have room for them."""
-    for pilot in able:
-        taken = min(count, room.get(pilot.id, 0))
-        if taken:
-            free[pilot.id] -= taken / pilot.capacity[cls]
-            count -= taken
 
 
 def _waits(pilot: Pilot) -> bool:
@@ -59,12 +49,17 @@ def _waits(pilot: Pilot) -> bool:
     return any(task.state is TaskState.ASSIGNED for task in pilot.held.values())
 
 
-def _unstarted(pilot: Pilot, cls: int, count: int) -> list[int]:
-    """The newest of its tasks that it has not started, as far as is known."""
+def _unstarted(donor: Pilot, cls: int, room: dict[Pilot, int], count: int, free: dict[int, float]) -> list[int]:
+    """The newest of its tasks that it has not started, as far as is known, and that others have room for and take."""
     found: list[int] = []
-    for task in reversed(pilot.held.values()):
-        if len(found) >= count:
+    for task in reversed(donor.held.values()):
+        if len(found) >= count or not any(room.values()):
             break
-        if task.state is TaskState.ASSIGNED and task.cls == cls:
+        if task.state is not TaskState.ASSIGNED or task.cls != cls:
+            continue
+        taker = next((pilot for pilot, left in room.items() if left and pilot.takes(task)), None)
+        if taker is not None:
+            room[taker] -= 1
+            free[taker.id] -= 1.0 / taker.capacity[cls]
             found.append(task.id)
     return found

@@ -7,7 +7,7 @@ Asking is done by the loop (blocks.py) through a provider; what a pilot does wit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from balsamfut.interchange.book import Book, Pilot, Session
@@ -17,28 +17,26 @@ from balsamfut.interchange.records import BlockRow, Past, PilotRow
 from balsamfut.interchange.sessions import Sessions
 from balsamfut.interchange.waits import Wait
 from balsamfut.messages import BlockAnswer, Notice, RemoveBlock, SubmitBlock
-from balsamfut.platforms import Platform
-from balsamfut.platforms.queues import Taken, refusal, tables
 from balsamfut.provider.base import BlockState, BlockStatus
+from balsamfut.provider.recipe import Recipe, part_token
+from balsamfut.queuemessages import Part
 
-MODES: Final = ("any", "mpi", "serial")
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
 _NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
                    BlockState.RUNNING: "does not end"}
 PASSES: Final = "that may pass: the same block can be asked for again"
+_NO_BLOCKS: Final = ("the interchange that runs here belongs to a script and has its own machine alone; blocks are for "
+                     "sites that are kept: `balsamfut site init`")
 
 
 class Batch:
     """The part of the brain that asks for blocks."""
 
-    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, platform: Platform, provider: str,
-                 past: Past) -> None:
+    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, recipe: Recipe, past: Past) -> None:
         self.book = book
         self.sessions = sessions
         self.pilots = pilots
-        self.platform = platform
-        self.provider = provider
-        self.queues = tables(platform)
+        self.recipe = recipe
         self.wanted: list[BlockRow] = []       # to be submitted once this turn is committed, if there is no trouble
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
@@ -48,53 +46,43 @@ class Batch:
         self.news: list[str] = []              # what people were told, for the log
         self.past = past                       # with the blocks of today
         self.troubled = ""                     # why the batch system cannot be asked, as people were told
-        for row in book.blocks.values():
-            pilot = book.pilots.get(row.id)
-            if pilot is not None:
+        for pilot in book.pilots.values():
+            if pilot.block:
                 _wait(pilot)
 
     # ---- what people ask for
 
     def submit(self, peer: bytes, message: SubmitBlock, token: str, now: float) -> None:
         """Ask for a block, or say in one sentence why not.  token: unique for ever."""
-        why = self._refusal(message)
+        taken = [(row.queue, row.state == BlockState.RUNNING) for row in self.book.blocks.values()]
+        why = _NO_BLOCKS if self.sessions.config.embedded else self.recipe.refusal(message, taken)
         if why is not None:
             self._answer(peer, BlockAnswer(message.request, 0, why))
-            return
-        row = self.want(token, message.queue, message.nodes, message.walltime, now, mode=message.mode,
-                        project=message.project, params=message.params)
-        self._answer(peer, BlockAnswer(message.request, row.id, ""))
+        elif message.dry_run:
+            self._answer(peer, self.recipe.preview(message.request, message, self.book.next_pilot, taken))
+        else:
+            row = self.want(token, message.queue, message.nodes, message.walltime, now, mode=message.mode,
+                            project=message.project, params=message.params, tags=message.tags, parts=message.parts)
+            self._answer(peer, BlockAnswer(message.request, row.id, ""))
 
     def want(self, token: str, queue: str, nodes: int, walltime: float, now: float, *, mode: str = "any",
-             project: str = "", params: Mapping[str, str] | None = None, why: str = "") -> BlockRow:
+             project: str = "", params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None,
+             parts: Sequence[Part] = (), why: str = "") -> BlockRow:
         """A block that is to be asked for once this turn is committed.  walltime: seconds."""
-        book = self.book
-        pilot = PilotRow(book.next_pilot, token, "", 0, self.platform.name, nodes, 0.0)
-        book.next_pilot += 1
-        book.pilots[pilot.id] = made = Pilot(pilot)
-        _wait(made)
-        row = BlockRow(pilot.id, token, self.provider, "", queue, project, nodes, walltime, mode, dict(params or {}),
-                       BlockState.SUBMITTING, self._why_waiting(), now, why=why)
+        book, recipe = self.book, self.recipe
+        row = BlockRow(book.next_pilot, token, recipe.provider, "", queue, project, nodes, walltime, mode,
+                       dict(params or {}), BlockState.SUBMITTING, self._why_waiting(), now, tags=dict(tags or {}),
+                       parts=list(parts), why=why)
         book.blocks[row.id] = row
-        book.writes.pilots.append(pilot)
         book.writes.blocks.append(row)
+        for number, part in row.pilots():
+            pilot = PilotRow(number, part_token(token, number - row.id), "", 0, recipe.platform.name, part.nodes, 0.0)
+            book.pilots[number] = made = Pilot(pilot, row.id, part)
+            _wait(made)
+            book.writes.pilots.append(pilot)
+            book.next_pilot = number + 1
         self.wanted.append(row)
         return row
-
-    def _refusal(self, message: SubmitBlock) -> str | None:
-        if self.sessions.config.embedded:
-            return ("the interchange that runs here belongs to a script and has its own machine alone; blocks are for "
-                    "sites that are kept: `balsamfut site init`")
-        if message.mode not in MODES:
-            return f"mode {message.mode!r} was asked; there are {', '.join(MODES)}"
-        if self.platform.scheduler.get("account_required") and not message.project:
-            return f"{self.platform.name} wants to know which project pays: -A PROJECT"
-        taken: dict[str, Taken] = {}
-        for row in self.book.blocks.values():
-            before = taken.get(row.queue, Taken())
-            running = row.state == BlockState.RUNNING
-            taken[row.queue] = Taken(before.queued + (not running), before.running + running)
-        return refusal(self.queues, message.queue, message.nodes, message.walltime, taken, machine=self.platform.name)
 
     def remove(self, peer: bytes, message: RemoveBlock, now: float) -> None:
         """End a block: its pilot's tasks go elsewhere."""
@@ -177,15 +165,16 @@ class Batch:
         row.ended, row.exit_code = now, status.exit_code
         self.past.spent += row.nodes * (now - row.started) if row.started else 0.0
         del self.book.blocks[row.id]
-        pilot = self.book.pilots.get(row.id)
+        pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
         why = row.text or _ended(status.exit_code)
         if row.id in self._removed:
             self._removed.discard(row.id)
         elif status.state is BlockState.REFUSED:
             self._say(f"block {row.id} was refused: {why}")
-        elif pilot is not None and not pilot.row.started:
+        elif pilots and not any(pilot.row.started for pilot in pilots):
             self._say(f"block {row.id} ended before its pilot was there: {why}")
-        self.pilots.gone(row.id, why, now)
+        for pilot in pilots:
+            self.pilots.gone(pilot.id, why, now)
 
     def _count(self, row: BlockRow, status: BlockStatus, now: float) -> None:
         """Failures of a queue, one after the other.  A block that is accepted ends the series, unless it is dropped

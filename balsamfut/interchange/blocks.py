@@ -11,21 +11,16 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import msgspec
-
-from balsamfut.errors import SettingsError
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Shape
-from balsamfut.platforms import Platform
 from balsamfut.provider.base import BlockSpec, Provider
 from balsamfut.provider.local import LocalProvider
+from balsamfut.provider.recipe import Recipe, dialect_of, rules
 
-V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 PATIENCE: Final = 6.0
@@ -90,20 +85,12 @@ class LocalPilots:
                 self._provider.cancel(token, now)
 
 
-_START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.agent import main; sys.exit(main())"
-
-
 class Blocks:
-    """The blocks that a site has asked for.  preamble: bash lines before each pilot, in its shell."""
+    """The blocks that a site has asked for."""
 
-    def __init__(self, site: Path, platform: Platform, name: str, *, preamble: str, pretend: bool, cores: int) -> None:
-        self._site = site
-        self._platform = platform
-        self._provider = provider_of(name, platform)
-        self._local = name == "local"
-        self._preamble = preamble
-        self._pretend = pretend
-        self._cores = cores
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._provider = provider_of(recipe)
         self._rung = True              # the provider has something to tell ...
         self._due: float | None = None   # ... or will, at the latest, by then
 
@@ -118,9 +105,9 @@ class Blocks:
     def adopt(self, brain: Batch, now: float) -> None:
         """Watch over the blocks that an earlier interchange has asked for."""
         for row in brain.book.blocks.values():
-            pilot = brain.book.pilots.get(row.id)
-            fresh = not row.batch_id and pilot is not None and not pilot.row.started
-            self._provider.adopt(row.token, row.batch_id, now, self.spec(row) if fresh else None)
+            pilots = [pilot for pilot in brain.book.pilots.values() if pilot.block == row.id]
+            fresh = not row.batch_id and bool(pilots) and not any(pilot.row.started for pilot in pilots)
+            self._provider.adopt(row.token, row.batch_id, now, self._spec(row) if fresh else None)
 
     def ask(self, brain: Batch, now: float) -> None:
         """Ask for what the brain wants, which is recorded by now, and tell it what the batch system says."""
@@ -129,7 +116,7 @@ class Blocks:
             return
         self._rung = False
         for row in wanted:
-            self._provider.submit(self.spec(row), now)
+            self._provider.submit(self._spec(row), now)
         for row in unwanted:
             self._provider.cancel(row.token, now)
         told = self._provider.poll(now)
@@ -141,26 +128,16 @@ class Blocks:
         brain.news.clear()
         self._due = self._provider.due()
 
-    def spec(self, row: BlockRow) -> BlockSpec:
-        """What is asked for."""
-        scheduler = self._platform.scheduler
-        return BlockSpec(
-            row.token, self._argv(row), str(self._site / "log" / f"pilot-{row.id}.log"), str(self._site),
-            preamble=self._preamble, nodes=row.nodes, walltime=row.walltime, queue=row.queue, project=row.project,
-            filesystems=row.params.get("filesystems", str(scheduler.get("filesystems", ""))),
-            params=tuple(sorted(row.params.items())))
-
-    def _argv(self, row: BlockRow) -> tuple[str, ...]:
-        home = str(Path(__file__).resolve().parents[2])
-        argv = [sys.executable, "-P", "-c", _START.format(home=home), "--site", str(self._site), "--pilot", str(row.id),
-                "--token", row.token, "--platform", self._platform.name, "--walltime", f"{row.walltime:g}"]
-        if not self._local:
-            argv += ["--batch"]
-        elif self._platform.name == "workstation":
-            argv += ["--nodes", str(row.nodes), *(("--cores", str(self._cores)) if self._cores else ())]
-        else:
-            argv += ["--nodes", str(row.nodes), "--pretend"]
-        return (*argv, "--pretend") if self._pretend and "--pretend" not in argv else tuple(argv)
+    def _spec(self, row: BlockRow) -> BlockSpec:
+        """What is asked for; its script is kept beside the log, for people."""
+        spec = self._recipe.spec(row, row.id, row.token)
+        path = self._recipe.site / "log" / f"block-{row.id}.sh"
+        try:
+            path.touch(0o600)      # the token in it is the pilot's
+            path.write_text(self._recipe.script(spec)[1])
+        except OSError as error:
+            log.warning("%s cannot be written: %s", path, error)
+        return spec
 
     def close(self) -> None:
         """Blocks go on."""
@@ -172,25 +149,12 @@ def new_token() -> str:
     return f"bf-{secrets.token_hex(6)}"
 
 
-def provider_of(name: str, platform: Platform) -> Provider:
+def provider_of(recipe: Recipe) -> Provider:
     """Raises SettingsError for a batch system that there is no provider for."""
-    if name == "local":
+    dialect = dialect_of(recipe.provider, recipe.platform)
+    if dialect is None:
         return LocalProvider()
-    if name == "pbs":
-        from balsamfut.provider.pace import Pace
-        from balsamfut.provider.pbs import PbsProvider, PbsRules
+    from balsamfut.provider.batch import BatchProvider
+    from balsamfut.provider.pace import Pace
 
-        return PbsProvider(_rules(PbsRules.of, platform), _rules(Pace.of, platform))
-    if name == "slurm":
-        from balsamfut.provider.pace import Pace
-        from balsamfut.provider.slurm import SlurmProvider, SlurmRules
-
-        return SlurmProvider(_rules(SlurmRules.of, platform), _rules(Pace.of, platform))
-    raise SettingsError(f"there is no provider {name!r} for blocks; there are local, pbs and slurm")
-
-
-def _rules(of: Callable[[dict[str, Any]], V], platform: Platform) -> V:
-    try:
-        return of(platform.scheduler)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"platform {platform.name}: [scheduler]: {error}") from None
+    return BatchProvider(dialect, rules(Pace.of, recipe.platform))

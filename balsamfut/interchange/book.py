@@ -26,6 +26,7 @@ from balsamfut.interchange.records import (
 )
 from balsamfut.messages import Ending, Message, NodeState
 from balsamfut.model import MOVES, AppKind, AppSpec, Blob, Joined, Payload, Pool, TaskClass, TaskState
+from balsamfut.queuemessages import Part
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,14 @@ class Pilot:
 
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
-                 "capacity", "skew")
+                 "capacity", "skew", "block", "part", "filter", "only")
 
-    def __init__(self, row: PilotRow) -> None:
+    def __init__(self, row: PilotRow, block: int = 0, part: Part | None = None) -> None:
         self.row = row
+        self.block = block                        # whose nodes it has; 0: it is on this machine
+        self.part = part or Part(row.nodes)       # which tasks it takes
+        self.filter = frozenset(self.part.tags.items())
+        self.only = 0                             # the bit of that filter among the queues'; 0: it has none
         self.peer: bytes | None = None
         self.heard = 0.0
         self.enrolled = False
@@ -103,6 +108,10 @@ class Pilot:
     @property
     def id(self) -> int:
         return self.row.id
+
+    def takes(self, task: Task) -> bool:
+        """The task has the tags that this pilot wants."""
+        return not self.filter or (task.spec.extra is not None and self.filter.issubset(task.spec.extra.tags))
 
 
 @dataclass(slots=True)
@@ -145,8 +154,9 @@ class Book:
         for session in self.sessions.values():
             session.looks_up = True                      # what it called before may be known by its keys alone
         self.peers: dict[bytes, Session] = {}
-        self.pilots: dict[int, Pilot] = {row.id: Pilot(row) for row in world.pilots}
-        self.blocks: dict[int, BlockRow] = {row.id: row for row in world.blocks}    # not over, by their pilot's number
+        self.blocks: dict[int, BlockRow] = {row.id: row for row in world.blocks}    # not over
+        parts = {number: (row.id, part) for row in world.blocks for number, part in row.pilots()}
+        self.pilots: dict[int, Pilot] = {row.id: Pilot(row, *parts.get(row.id, ())) for row in world.pilots}
         self.pilot_peers: dict[bytes, Pilot] = {}
         self.apps: dict[bytes, AppSpec] = {app.digest: app for app in world.apps}
         self.codes: dict[bytes, Payload] = dict(world.codes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from balsamfut.interchange import balance, matcher, orders
+from balsamfut.interchange import balance, matcher, orders, unfit
 from balsamfut.interchange.attempts import Attempts, Fits
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
@@ -44,7 +44,6 @@ from balsamfut.messages import (
     Message,
     NodeNews,
     NodeState,
-    Notice,
     PilotBeat,
     Refused,
     RemoveBlock,
@@ -95,15 +94,14 @@ class Core:
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
-        self.batch = Batch(self.book, self.sessions, self.pilots, config.platform, config.provider, world.past)
+        self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past)
         self.scaling = Scaling(self.book, self.queues, self.batch, self.pilots, config.elastic, config.paused)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.balanced = now               # when it was last looked whether work waits in the wrong place
         self.detached = False             # a script has left its tasks to us
-        self.told_unfit: set[int] = set()
         for pilot in self.book.pilots.values():
-            if pilot.id not in self.book.blocks:
+            if not pilot.block:
                 pilot.deadline = now + REJOIN
                 pilot.heard = now
 
@@ -260,7 +258,7 @@ class Core:
         elif isinstance(message, NodeNews):
             self.nodes.news(pilot, message, now)
             if message.state is NodeState.UP:
-                self.told_unfit.clear()      # it may fit now
+                self.queues.unfit.clear()      # it may fit now
         elif isinstance(message, PilotBeat):
             self.book.send_pilot(pilot, BeatAck())
         elif isinstance(message, Leaving):
@@ -295,10 +293,10 @@ class Core:
         for session in list(self.book.sessions.values()):
             if session.peer is not None and not session.watched and now - session.heard > CLIENT_SILENCE:
                 self.sessions.gone(session, now)
-        self.tell_unfit()
+        unfit.tell(self.book, self.queues, self.attempts, self.sessions)
         if now - self.balanced >= BALANCE:
             self.balanced = now
-            queued = {cls for cls, _ in self.queues.lines()}
+            queued = {cls for cls, _, passes in self.queues.lines() if (cls, passes) not in self.queues.unfit}
             for pilot, tasks in balance.spare(
                     self.book, list(self.book.pilots.values()), self.attempts.capacity, queued):
                 self.book.send_pilot(pilot, Return(0, tasks))
@@ -312,7 +310,7 @@ class Core:
 
     def busy(self) -> bool:
         """Tasks run, or wait for a pilot that can run them."""
-        fit = [line for line in self.queues.lines() if line[0] not in self.told_unfit]
+        fit = [line for line in self.queues.lines() if line[::2] not in self.queues.unfit]
         return (bool(self.attempts.later) or any(pilot.held for pilot in self.book.pilots.values())
                 or any(self.queues.head(line) is not None for line in fit))
 
@@ -325,17 +323,6 @@ class Core:
         for session in self.book.sessions.values():
             session.heard += seconds
 
-    def tell_unfit(self) -> None:
-        """Say once when tasks wait that fit no pilot that there is."""
-        pilots = [p for p in self.book.pilots.values() if p.enrolled and not p.stopping]
-        for cls, _ in self.queues.lines() if pilots else ():
-            if cls not in self.told_unfit and not any(self.attempts.capacity(p, cls) for p in pilots):
-                self.told_unfit.add(cls)
-                name = self.book.classes[cls].app.name
-                for session in self.sessions.alive():
-                    self.book.send_client(session, Notice(
-                        f"tasks of {name} wait: what they ask for does not fit any pilot that runs here"))
-
     # ---- the end of a turn
 
     def finish(self, now: float) -> Turn:
@@ -343,7 +330,7 @@ class Core:
         book = self.book
         if self.queues.size:
             pilots = [p for p in book.pilots.values() if p.enrolled and not p.stopping]
-            for cls, _ in self.queues.lines():
+            for cls, *_ in self.queues.lines():
                 for pilot in pilots:
                     self.attempts.capacity(pilot, cls)
             for pilot, task in matcher.match(book, self.queues, pilots):

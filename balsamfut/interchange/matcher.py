@@ -4,13 +4,18 @@ Ready tasks queue by class (and by session, where one limits how many of its tas
 list: the next task is the one with the highest priority, and among equals the oldest, of the heads of a few queues.
 A pilot is given work ahead of what it can start (prefill), as much as keeps it busy for a tenth of a second, so that a
 freed slot never waits for the interchange; unstarted work can be asked back.
+
+Where a pilot takes only tasks with some tags, tasks that have them queue apart from those that have not, so that nobody
+looks at a task to find out who takes it.  What makes a queue is which of the pilots' filters a task passes, not its
+tags, which may be different for each task; while no pilot has a filter, nobody looks at tags at all.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from operator import attrgetter
 from typing import Final
 
 from balsamfut.interchange.book import Book, Pilot
@@ -22,7 +27,10 @@ AHEAD_MOST: Final = 1024
 LONG_SECONDS: Final = 5.0
 """Tasks that take longer than this are not sent ahead: another pilot might start them sooner."""
 
-QueueKey = tuple[int, int]    # class, limited session or 0
+QueueKey = tuple[int, int, int]
+"""Class; limited session or 0; a bit for each filter that the task passes."""
+Filter = frozenset[tuple[str, str]]
+"""Tags that a task must have, all of them."""
 
 
 class ReadyQueues:
@@ -30,18 +38,45 @@ class ReadyQueues:
 
     def __init__(self) -> None:
         self._queues: dict[QueueKey, deque[Task]] = {}
+        self._filters: list[Filter] = []
         self.size = 0
+        self.unfit: set[tuple[int, int]] = set()     # class and filters of those that no pilot takes, as people know
 
     def push(self, task: Task, limited: int = 0, *, first: bool = False) -> None:
         """Queue a task: behind its class, or (one that comes back) before it."""
-        queue = self._queues.get((task.cls, limited))
+        key = (task.cls, limited, self._passes(task) if self._filters else 0)
+        queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[(task.cls, limited)] = deque()
+            queue = self._queues[key] = deque()
         if first:
             queue.appendleft(task)
         else:
             queue.append(task)
         self.size += 1
+
+    def _passes(self, task: Task) -> int:
+        tags = task.spec.extra.tags if task.spec.extra is not None else ()
+        return sum(1 << bit for bit, wanted in enumerate(self._filters) if wanted.issubset(tags)) if tags else 0
+
+    def divide(self, pilots: Collection[Pilot]) -> None:
+        """Have a queue for each way of passing the filters of these pilots.  Where nothing changes for anybody, as when
+        pilots without filters come and go, no task is looked at."""
+        filters = sorted({pilot.filter for pilot in pilots if pilot.filter}, key=sorted)
+        for pilot in pilots:
+            pilot.only = 1 << filters.index(pilot.filter) if pilot.filter else 0
+        if filters == self._filters:
+            return
+        self._filters = filters
+        self.unfit.clear()
+        old, self._queues, self.size = self._queues, {}, 0
+        for (cls, limited, _), queue in old.items():
+            for task in queue:
+                if task.state is TaskState.READY and task.cls == cls:
+                    key = (cls, limited, self._passes(task) if filters else 0)
+                    self._queues.setdefault(key, deque()).append(task)
+                    self.size += 1
+        for key, queue in self._queues.items():      # several may have become one: the oldest first
+            self._queues[key] = deque(sorted(queue, key=_age))
 
     def head(self, key: QueueKey) -> Task | None:
         """The next task of a queue; those that are not READY any more (cancelled), or were queued again with another
@@ -97,8 +132,8 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
     heapq.heapify(heads)
     while heads:
         priority, _, key = heads[0]
-        cls, limited = key
-        room, pilot = _next(book, able, cls)
+        cls, limited, passes = key
+        room, pilot = _next(book, able, cls, passes)
         session = book.sessions.get(limited) if limited else None
         if session is not None:
             room = min(room, session.limit - session.assigned)
@@ -122,7 +157,8 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
             heapq.heapreplace(heads, (priority, head.id, key))
 
 
-_LAST: Final[tuple[float, float, QueueKey]] = (float("inf"), float("inf"), (0, 0))
+_LAST: Final[tuple[float, float, QueueKey]] = (float("inf"), float("inf"), (0, 0, 0))
+_age: Final = attrgetter("id")
 
 
 def _second(heads: list[tuple[int, int, QueueKey]]) -> tuple[float, float, QueueKey]:
@@ -130,17 +166,21 @@ def _second(heads: list[tuple[int, int, QueueKey]]) -> tuple[float, float, Queue
     return min(rest) if rest else _LAST
 
 
-def _next(book: Book, pilots: list[Pilot], cls: int) -> tuple[int, Pilot | None]:
-    """The pilot that is to be given tasks of a class, and how many before it is asked again.
+def _next(book: Book, pilots: list[Pilot], cls: int, passes: int) -> tuple[int, Pilot | None]:
+    """The pilot that is to be given tasks of a class that pass these filters, and how many before it is asked again.
 
     All are given what they can start before one is given work ahead; then the one that is least loaded comes first.
     """
     if len(pilots) == 1:
         pilot, = pilots
+        if pilot.only and not pilot.only & passes:
+            return 0, None
         return allowance(book, pilot, cls) - pilot.counts.get(cls, 0), pilot
     best: Pilot | None = None
     least, most = 0.0, 0
     for pilot in pilots:
+        if pilot.only and not pilot.only & passes:
+            continue
         room = allowance(book, pilot, cls) - pilot.counts.get(cls, 0)
         if room > 0 and (best is None or (busy := load(pilot)) < least or (busy == least and room > most)):
             best, least, most = pilot, load(pilot), room

@@ -31,7 +31,8 @@ class Nodes:
 
     def enrolled(self, pilot: Pilot, now: float) -> None:
         """A pilot is here for the first time: its nodes are up."""
-        self.book.writes.nodes += [NodeRow(pilot.id, name, NodeState.UP, "", now) for name in pilot.nodes]
+        self.book.writes.nodes += [NodeRow(pilot.id, name, NodeState.UP, "", now) for name in pilot.nodes
+                                   if name not in pilot.out]
 
     def news(self, pilot: Pilot, message: NodeNews, now: float) -> None:
         """A node is given nothing more, or is given work again: the pilot holds less, or more."""

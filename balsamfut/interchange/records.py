@@ -92,9 +92,9 @@ class PilotRow:
 
 @dataclass(slots=True)
 class BlockRow:
-    """Nodes that were asked of a batch system, for one pilot."""
+    """Nodes that were asked of a batch system, for one pilot or (where it is split) several."""
 
-    id: int               # the pilot's
+    id: int               # the first pilot's; the others' follow it
     token: str
     provider: str
     batch_id: str
@@ -116,8 +116,13 @@ class BlockRow:
 
     @property
     def takes_everything(self) -> bool:
-        """Whatever task may run there, if it fits."""
+        """Any task that fits: the elastic queue may count on it for whatever waits."""
         return self.mode == "any" and not self.tags and not self.parts
+
+    def pilots(self) -> list[tuple[int, Part]]:
+        """The numbers of its pilots, and which tasks each takes: one pilot, or one for each part."""
+        parts = self.parts or [Part(self.nodes, self.mode, self.tags)]
+        return [(self.id + index, part) for index, part in enumerate(parts)]
 
 
 @dataclass(slots=True)

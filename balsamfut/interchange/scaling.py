@@ -50,10 +50,10 @@ class Scaling:
         self.pilots = pilots
         self.settings = settings
         self.paused = paused
-        node = batch.platform.node
+        node = batch.recipe.platform.node
         self._extra = pairs(settings.extra)
-        self._packer = Packer(node, [f"n{index}" for index in range(min(batch.platform.max_nodes, 2))])
-        self._offers = offers(batch.queues, batch.provider, batch.platform.max_nodes, settings)
+        self._packer = Packer(node, [f"n{index}" for index in range(min(batch.recipe.platform.max_nodes, 2))])
+        self._offers = offers(batch.recipe.queues, batch.recipe.provider, batch.recipe.platform.max_nodes, settings)
         self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
         self._leaving: dict[str, float] = {}     # blocks that were told to end, and when
         self._surplus: dict[str, float] = {}     # of the plan before
@@ -122,7 +122,7 @@ class Scaling:
 
     def _hindrance(self) -> str:
         """Why nothing can be asked for, whatever waits."""
-        machine = self.batch.platform
+        machine = self.batch.recipe.platform
         if self.batch.troubled:
             return self.batch.troubled
         if not self._offers:
@@ -139,7 +139,7 @@ class Scaling:
         hopeless = {cls for cls in self._counts(TaskState.READY) if self._demand(cls) is None}
         for cls in sorted(hopeless):
             lines.append(f"{self.book.classes[cls].app.name} asks for more than any node of "
-                         f"{self.batch.platform.name} has: no block is asked for it")
+                         f"{self.batch.recipe.platform.name} has: no block is asked for it")
         return lines
 
     def _unsettled(self, now: float) -> bool:

@@ -37,6 +37,7 @@ from balsamfut.interchange.sessions import Config
 from balsamfut.interchange.store import Store, StoreError
 from balsamfut.interchange.watching import Watched
 from balsamfut.messages import PROTOCOL, ElasticOrder, Hello, Message, Notice, Reports, Submit, SubmitBlock
+from balsamfut.provider.recipe import Recipe
 from balsamfut.settings import Settings
 from balsamfut.wire import Poller, Waker
 
@@ -65,25 +66,23 @@ class Server:
         nodes = usual.nodes if args.embedded else platforms.at(site, platform).max_nodes
         first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
-        machine = platforms.at(site, platform)
-        provider = chosen.provider or machine.scheduler.get("kind") or "local"
+        recipe = Recipe.of(site, chosen, platform)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
-            linger=self.settings.interchange.linger, pid=os.getpid(), platform=machine, provider=provider,
-            elastic=self.settings.elastic, paused=files.paused(site))
+            linger=self.settings.interchange.linger, pid=os.getpid(), recipe=recipe, elastic=self.settings.elastic,
+            paused=files.paused(site))
         self.core = Core(self.store.load_world(), config, Fits(site), self.clock.now())
         self.recorder = Recorder(store, self.clock, beat_every(settings.interchange.lease), self.needed, self.tell)
         for name in ("data", "objects", "log", "spool"):
             (site / name).mkdir(mode=0o700, exist_ok=True)
         networked = not args.embedded or bool(usual.hosts)     # there are clients or pilots on other hosts
-        interface = self.settings.interchange.interface or machine.network.get("callback_interface", "")
+        interface = self.settings.interchange.interface or recipe.platform.network.get("callback_interface", "")
         self.clients, self.pilots = open_doors(site, networked=networked, interface=interface)
         self.blocks = LocalPilots(site, self.pilots.address)
         self.batch: Blocks | None = None
         if not args.embedded:
-            self.batch = Blocks(site, machine, provider, preamble=chosen.preamble, pretend=chosen.pretend,
-                                cores=chosen.max_workers)
+            self.batch = Blocks(recipe)
         self.poller = Poller()
         self.waker = Waker()
         self.batch_fds = self.batch.fds() if self.batch is not None else ()

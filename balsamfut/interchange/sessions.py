@@ -12,7 +12,7 @@ from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.records import CampaignRow, SessionRow
 from balsamfut.messages import PROTOCOL, Ending, Hello, Refused, Resume, Resumed, Watch, Welcome
 from balsamfut.model import CLOSED, TaskState
-from balsamfut.platforms import Platform
+from balsamfut.provider.recipe import Recipe
 from balsamfut.serialize import digest16
 from balsamfut.settings import Elastic
 
@@ -42,8 +42,7 @@ class Config:
     usual: Shape                  # of the local pilot, where a client does not say what it wants
     first: Shape                  # ... what the client that started us wants
     linger: float                 # seconds that an embedded interchange stays without a client
-    platform: Platform            # of the site's blocks
-    provider: str                 # who is asked for them
+    recipe: Recipe                # of the site's blocks
     pid: int = 0
     elastic: Elastic = Elastic()
     paused: bool = False          # its elastic queue is

@@ -33,7 +33,7 @@ from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
-from balsamfut.pilot.gather import Gathering, hosts_of_job, read_hosts
+from balsamfut.pilot.gather import Gathering, hosts_of, node_names
 from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.orders import Run, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
@@ -79,7 +79,10 @@ class Agent:
         now = self.clock.now()
         self.options = options
         self.site = Path(options.site).absolute()
-        names = hosts_of(options) or node_names(platform, options.nodes, options.pretend)
+        hosts = hosts_of(options)
+        names = hosts or node_names(platform, options)
+        self.lent = bool(hosts and options.part and options.part[0])   # this host is another part's
+        nodes = len(names) - self.lent
         self.poller = Poller()
         self.uplink = Uplink(self.site, options.address, options.starter, self.poller, now)
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
@@ -89,14 +92,16 @@ class Agent:
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
-                         cores=cores * len(names))
-        self.core.planner.launching = Launching(platform.launcher, len(names))
+                         cores=cores * nodes)
+        self.core.planner.launching = Launching(platform.launcher, nodes)
+        if self.lent:
+            self.core.lend(0)
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
         # The batch system's clock began before ours: what it does at its end is not waited for.
         self.ends = now + options.walltime - min(EARLIER, 0.02 * options.walltime) if options.walltime else 0.0
         self.last = min(LAST, 0.1 * options.walltime)     # seconds for running tasks to end when that comes near
         self.core.planner.ends = self.ends - self.last if self.ends else 0.0
-        self._plenty = MUCH + 2 * cores * len(names)    # attempts that are more than run here, and as many again
+        self._plenty = MUCH + 2 * cores * nodes    # attempts that are more than run here, and as many again
         self.staff = Staff(self.desk)
         self.company: Company | None = None
         self.gathering: Gathering | None = None
@@ -141,7 +146,7 @@ class Agent:
         for host, reason in self.company.missing.items():
             self.handle(NodeGone(host, reason), now)
         problems = smoke.problems(self.desk.platform, self.desk.pretend)
-        if problems:
+        if problems and not self.lent:
             log.warning("this node, %s: %s", self.desk.names[0], "; ".join(problems))
             self.perform(self.core.unfit(0, "; ".join(problems)), now)
         self.enrol()
@@ -287,7 +292,7 @@ class Agent:
         self.desk.clients = self.uplink.clients
         self.uplink.send(Enrol(PROTOCOL, options.pilot, options.token, os.getpid(), self.desk.host,
                                self.desk.platform.name, self.desk.names, len(node.cores), len(node.tiles), node.memory,
-                               self.core.held(), self.clock.now()))
+                               self.core.held(), self.clock.now(), self.lent))
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
 
@@ -337,16 +342,9 @@ class Agent:
         self.waker.wake()
 
 
-def hosts_of(options: argparse.Namespace) -> list[str]:
-    """The hosts that were given, this one first; none: this is the only one."""
-    if options.batch:
-        return hosts_of_job(os.environ)
-    return read_hosts(options.hosts) if options.hosts else []
-
-
-def node_names(platform: Platform, nodes: int, pretend: bool) -> list[str]:
-    host = socket.gethostname()
-    return [f"{platform.name}-{index}" for index in range(nodes)] if pretend or nodes > 1 else [host]
+def part(text: str) -> tuple[int, int]:
+    first, _, count = text.partition(":")
+    return int(first), int(count)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -360,6 +358,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--hosts", type=Path, help="a file with the names of the hosts, one a line: a node on each")
     parser.add_argument("--batch", action="store_true", help="the hosts are those of the batch job that this is in")
+    parser.add_argument("--part", type=part, metavar="FIRST:COUNT", help="so many of these nodes, from that one on")
     parser.add_argument("--walltime", type=float, default=0.0, help="seconds until this block ends; 0: for ever")
     parser.add_argument("--gather", type=float, default=60.0, help="seconds for the agents of the other hosts to come")
     parser.add_argument("--cores", type=int, default=None, help="of a workstation")

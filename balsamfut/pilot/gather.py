@@ -5,6 +5,7 @@ Knows when enough have come, and starts the launch that brings them; what they d
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import socket
@@ -98,6 +99,25 @@ class Gathering:
 
     def _give_up(self, host: int, why: str) -> None:
         self.company.give_up(host, f"{why}; see {self._run / 'agents.log'}")
+
+
+def hosts_of(options: argparse.Namespace) -> list[str]:
+    """The hosts that were given, this one first; none: this is the only one.  Raises SiteError."""
+    hosts = hosts_of_job(os.environ) if options.batch else read_hosts(options.hosts) if options.hosts else []
+    if not hosts or not options.part:
+        return hosts
+    first, count = options.part
+    mine = hosts[first:first + count]
+    if not mine:
+        raise SiteError(f"this block has {len(hosts)} nodes, and this part of it begins behind node {first}")
+    return mine if not first else [hosts[0], *mine]
+
+
+def node_names(platform: Platform, options: argparse.Namespace) -> list[str]:
+    first, count = options.part or (0, options.nodes)
+    if options.pretend or options.nodes > 1:
+        return [f"{platform.name}-{index}" for index in range(first, first + count)]
+    return [socket.gethostname()]
 
 
 def hosts_of_job(environ: Mapping[str, str]) -> list[str]:

@@ -84,6 +84,11 @@ class Ward(Core):
         """A node lacks what its platform promises: nothing is given to it, unless it is the last."""
         return [effect for verdict in self._health.blame(node, why) for effect in self._obey(verdict)]
 
+    def lend(self, node: int) -> None:
+        """This node is another pilot's: our agent leads from there, and gives it nothing."""
+        self._health.lost(node)
+        self.planner.lose(node)
+
     def _accept(self, item: Item) -> None:
         """What was sent before the interchange knew that a node is out may not fit any more: somebody else's, then."""
         known = self._classes.get(item.cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from balsamfut import platforms
 from balsamfut.interchange.book import Session
@@ -36,9 +37,10 @@ from balsamfut.messages import (
     Submit,
 )
 from balsamfut.model import CLOSED, AppKind, AppSpec, Options, Pool, Resources, TaskClass, TaskSpec, TaskState
+from balsamfut.provider.recipe import Recipe
 
 CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, linger=1e9,
-                platform=platforms.load("workstation"), provider="local",
+                recipe=Recipe(Path("/site"), platforms.load("workstation"), "local"),
                 usual=Shape("workstation", 1, 2), first=Shape("workstation", 1, 2))
 MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")
 KEPT = [name for name in Task.__struct_fields__ if name not in MEMORY]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -34,6 +35,7 @@ from balsamfut.model import AppKind, AppSpec, Options, Pool, Resources, TaskClas
 from balsamfut.provider.base import BlockState, BlockStatus
 from balsamfut.provider.batch import BatchProvider
 from balsamfut.provider.pace import Pace
+from balsamfut.provider.recipe import Recipe
 
 DOWN = "qstat: cannot connect to server (errno=15010)"
 
@@ -42,7 +44,7 @@ class Site:
     """The brain of a site that is kept, with one client, on a machine with PBS."""
 
     def __init__(self) -> None:
-        config = replace(CONFIG, embedded=False, platform=platforms.load("aurora"), provider="pbs")
+        config = replace(CONFIG, embedded=False, recipe=Recipe(Path("/site"), platforms.load("aurora"), "pbs"))
         self.now = 1000.0
         self.core = Core(World(), config, lambda enrol, resources: 2, self.now)
         self.said: list[Message] = []
@@ -253,7 +255,8 @@ def test_tasks_wait_on_however_many_blocks_are_refused(site: Site) -> None:
 def test_how_often_a_batch_system_is_asked_is_the_platforms_to_say(kind: str) -> None:
     def asked(**pace: object) -> object:
         machine = platforms.load("aurora")
-        made = provider_of(kind, msgspec.structs.replace(machine, scheduler={**machine.scheduler, "pace": pace}))
+        machine = msgspec.structs.replace(machine, scheduler={**machine.scheduler, "pace": pace})
+        made = provider_of(Recipe(Path("/site"), machine, kind))
         assert isinstance(made, BatchProvider)
         made.close()
         return made.pace

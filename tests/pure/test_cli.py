@@ -11,7 +11,7 @@ import click
 import pytest
 
 from balsamfut import __version__, cli
-from balsamfut.cli import common, output, progress, resuming, task_ls, task_result
+from balsamfut.cli import common, output, progress, resuming, task_result
 from balsamfut.errors import SiteError, UsageError
 from balsamfut.executor.local import Wanted
 from balsamfut.query import CampaignInfo, SessionInfo
@@ -162,7 +162,7 @@ def test_a_table_that_is_piped_is_aligned_text_that_leaves_the_terminal_alone(
 
 
 def test_a_tag_may_hold_an_equals_sign_in_its_value() -> None:
-    assert task_ls.split_tag("a=b=c") == ("a", "b=c")
+    assert common.pair("--tag", "a=b=c") == ("a", "b=c")
 
 
 def test_a_value_that_json_has_not_is_null() -> None:

@@ -137,7 +137,7 @@ def test_tasks_are_not_sent_to_a_pilot_that_has_no_node_left_for_them_and_are_wh
     assert "does not fit any pilot that runs here" in cluster.notices[-1]
     cluster.news(pilot, "n3", NodeState.UP)
     cluster.turn()
-    assert list(pilot.held) == [1] and not cluster.core.told_unfit
+    assert list(pilot.held) == [1] and not cluster.core.queues.unfit
 
 
 def test_what_an_earlier_interchange_was_told_counts_but_is_no_event_any_more(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from balsamfut.messages import (
 )
 from balsamfut.platforms.queues import Queue
 from balsamfut.provider.base import BlockState, BlockStatus
+from balsamfut.provider.recipe import Recipe
 from balsamfut.settings import Elastic
 
 HOUR = 3600.0
@@ -49,8 +51,8 @@ class Campaign(Harness):
     """A kept site on Aurora, whose batch system does what the test says."""
 
     def __init__(self, settings: Elastic = ON, *, embedded: bool = False, paused: bool = False) -> None:
-        self.config = dataclasses.replace(CONFIG, embedded=embedded, platform=platforms.load("aurora"), provider="pbs",
-                                          elastic=settings, paused=paused)
+        self.config = dataclasses.replace(CONFIG, embedded=embedded, elastic=settings, paused=paused,
+                                          recipe=Recipe(Path("/site"), platforms.load("aurora"), "pbs"))
         self.elastic: list[ElasticAnswer] = []
         self.stopped: list[bytes] = []
         self.tokens = 0
@@ -136,7 +138,7 @@ def test_tasks_that_wait_bring_blocks_which_are_recorded_with_the_reason_before_
     world.wait(SETTLES + PERIOD)
     assert world.wanted
     for row in world.wanted:
-        assert world.db.blocks[row.id].why and row.queue in {queue.name for queue in world.core.batch.queues}
+        assert world.db.blocks[row.id].why and row.queue in {queue.name for queue in world.core.batch.recipe.queues}
         assert row.nodes <= 6, "fifty one-tile tasks need five nodes at most"
 
 
