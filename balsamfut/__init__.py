@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from balsamfut.apps import app
+    from balsamfut.context import time_left
     from balsamfut.errors import BalsamfutError
     from balsamfut.executor import Executor
     from balsamfut.executor.site import Site
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from balsamfut.model import ShellResult, TaskState
 
 __version__ = "0.1.0"
-__all__ = ["BalsamfutError", "Executor", "ShellResult", "Site", "TaskFuture", "TaskState", "__version__", "app"]
+__all__ = ["BalsamfutError", "Executor", "ShellResult", "Site", "TaskFuture", "TaskState", "__version__", "app",
+           "time_left"]
 
 _HOME = {
     "app": "apps",
+    "time_left": "context",
     "BalsamfutError": "errors",
     "Executor": "executor",
     "Site": "executor.site",

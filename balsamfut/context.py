@@ -6,13 +6,25 @@ thread, with `current()`.  This module knows neither sockets nor workers: `block
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from balsamfut.model import Pool, Resources
+
+BLOCK_END: Final = "BALSAMFUT_BLOCK_END"
+"""In the environment of all that runs in a block: when it has to be over (Unix time, seconds)."""
+
+
+def time_left() -> float:
+    """Seconds until the task that asks has to be over because its block ends; it is told to stop `stop_grace` seconds
+    before that.  math.inf where no end is known: outside of tasks, and where no batch system ends anything."""
+    return float(os.environ.get(BLOCK_END, math.inf)) - time.time()
 
 
 class TaskContext:

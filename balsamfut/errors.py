@@ -19,6 +19,7 @@
     `-- TaskError                  how a task ended, other than by its own exception
         |-- ShellError             a command ended with a code that is not 0
         |-- WalltimeExceeded       also a TimeoutError
+        |-- BlockEnded             its block ended while it ran; only its on_timeout hook hears of it
         |-- OutOfMemory            also a MemoryError
         |-- WorkerLost             the process that ran the task died
         |-- TaskKilled             somebody called kill()
@@ -148,6 +149,10 @@ class ShellError(TaskError):
 
 class WalltimeExceeded(TaskError, TimeoutError):
     """The attempt ran longer than the task's walltime; its processes are gone."""
+
+
+class BlockEnded(TaskError):
+    """The block ended while the attempt ran.  It goes on in the next block, so only on_timeout hooks are told."""
 
 
 class OutOfMemory(TaskError, MemoryError):

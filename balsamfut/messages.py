@@ -224,6 +224,7 @@ class Enrol(Message, frozen=True, tag=1):
     held: list[tuple[Stored, Stored]]  # (task, attempt) that it has, queued or running
     time: float = 0.0            # Unix time, by its node's clock; 0.0: it does not say
     lent: bool = False           # the first of its nodes is another pilot's: this one is led from there, no more
+    left: float = 0.0            # seconds until its tasks have to be over; 0.0: it does not end by itself
 
 
 class Started(Message, frozen=True, tag=2):
@@ -301,7 +302,13 @@ class NodeNews(Message, frozen=True, tag=9):
     tasks: list[Stored] = []     # they failed there, and were charged, though it was the node's fault
 
 
-FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews
+class TooLate(Message, frozen=True, tag=10):
+    """So little time is left here that tasks of these classes are started no more: send none."""
+
+    classes: list[Stored]
+
+
+FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews | TooLate
 
 # ---- the interchange -> a pilot
 
@@ -357,7 +364,8 @@ class Received(Message, frozen=True, tag=5):
 
 
 class Stop(Message, frozen=True, tag=6):
-    """Stop: give back what has not started, end what runs (after `grace` seconds), report, leave."""
+    """Stop: give back what has not started, end what runs, report, leave.  Tasks have the time that they ask for to end
+    by themselves, at most `grace` seconds."""
 
     grace: float
 

@@ -132,6 +132,7 @@ class Fault(enum.IntEnum):
     NODE = 8       # the node or the agent went away                   not charged
     POOL = 9       # the worker pool's initializer failed: the whole pool is broken
     PILOT = 10     # the pilot stopped while it ran                    not charged
+    BLOCK = 11     # its block ended while it ran; it goes on in the next one    not charged
 
 
 class AppKind(enum.IntEnum):
@@ -183,6 +184,7 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     stop_grace: float = 5.0                         # ... and SIGKILL so many seconds later
     cache: bool = False
     gather: bool = False                            # of an MPI-parallel function: the values of all ranks, as a list
+    checkpoint: bool = False                        # it goes on where it was stopped: no block is too short for it
 
 
 class TaskClass(msgspec.Struct, frozen=True, array_like=True):

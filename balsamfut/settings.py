@@ -68,6 +68,9 @@ class Pilot(msgspec.Struct, frozen=True):
         "PATH"))] = ""
     preamble: Annotated[str, Meta(description=(
         "bash lines that run in a block before its pilot: modules, environments"))] = ""
+    end_margin: Annotated[float, Meta(ge=0, description=(
+        "seconds before the end of a block at which its tasks are over, so that its pilot can hand over what they "
+        "brought, and leave; a tenth of the block at most"))] = 15.0
     pretend: Annotated[bool, Meta(description=(
         "those hosts have not the cores and tiles of the platform: nothing is bound"))] = False
 

@@ -305,5 +305,6 @@ READERS: Final[dict[str, Reader]] = {
     "cache_ignore": _names,
     "stop_signal": _signal,
     "stop_grace": _grace,
+    "checkpoint": _flag,
 }
 """The options, in the order in which they are documented."""

@@ -28,14 +28,14 @@ from balsamfut import faults, platforms, settings
 from balsamfut.clock import Clock
 from balsamfut.errors import BalsamfutError
 from balsamfut.messages import PROTOCOL, Enrol, Expelled, Launch, Leaving, Message, PilotBeat, Received, Stop
-from balsamfut.pilot import smoke, spool
+from balsamfut.pilot import jobclock, smoke, spool
 from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.dispatch import Dispatch
 from balsamfut.pilot.events import Again, Commanded, Effect, Event, Finish, NodeGone, Send, WorkerGone
 from balsamfut.pilot.gather import Gathering, hosts_of, node_names
 from balsamfut.pilot.launching import Launching
-from balsamfut.pilot.orders import Run, Take
+from balsamfut.pilot.orders import Run, Signal, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
 from balsamfut.pilot.uplink import Uplink
 from balsamfut.pilot.ward import Ward
@@ -63,12 +63,11 @@ FAREWELL: Final = 3.0
 FENCE: Final = 100.0
 """Seconds to go on without a word from an interchange that is said to be there: after two minutes it gives our tasks to
 others."""
-EARLIER: Final = 10.0
-"""Seconds that a block may be older than its pilot."""
-LAST: Final = 60.0
-"""Seconds before the end of its block at which a pilot stops what runs."""
-STOP_GRACE: Final = 3.0
-"""Seconds that running tasks have when the agent is told by a signal to end."""
+SHORT: Final = 0.1
+"""The largest part of a block that is kept for the pilot's own end."""
+STOP_GRACE: Final = 5.0
+"""Seconds that running tasks have, at most, when the agent is told by a signal to end: batch systems kill soon after
+it."""
 
 
 class Agent:
@@ -79,6 +78,7 @@ class Agent:
         now = self.clock.now()
         self.options = options
         self.site = Path(options.site).absolute()
+        chosen = settings.load(self.site).pilot
         hosts = hosts_of(options)
         names = hosts or node_names(platform, options)
         self.lent = bool(hosts and options.part and options.part[0])   # this host is another part's
@@ -88,7 +88,7 @@ class Agent:
         self.desk = Desk(site=self.site, pilot=options.pilot, token=options.token, host=socket.gethostname(),
                          platform=platform, names=names, pretend=options.pretend, clients=self.uplink.clients,
                          apart=bool(options.hosts or options.batch) and len(names) > 1,
-                         mpiexec=settings.load(self.site).pilot.mpiexec)
+                         mpiexec=chosen.mpiexec)
         cores = len(platform.node.cores)
         self.dispatch = Dispatch(self.desk)
         self.core = Ward(Packer(platform.node, names), self.dispatch.binding, error_payload,
@@ -97,10 +97,11 @@ class Agent:
         if self.lent:
             self.core.lend(0)
         self.desk.codes, self.desk.pools = self.core.codes, self.core.pools
-        # The batch system's clock began before ours: what it does at its end is not waited for.
-        self.ends = now + options.walltime - min(EARLIER, 0.02 * options.walltime) if options.walltime else 0.0
-        self.last = min(LAST, 0.1 * options.walltime)     # seconds for running tasks to end when that comes near
-        self.core.planner.ends = self.ends - self.last if self.ends else 0.0
+        if options.walltime:
+            age = jobclock.age(options.walltime, os.environ)
+            margin = min(chosen.end_margin, SHORT * options.walltime)
+            self.desk.ends = self.core.planner.ends = now + options.walltime - age - margin
+            self.core.block, self.core.hook_time = True, 0.5 * margin
         self._plenty = MUCH + 2 * cores * nodes    # attempts that are more than run here, and as many again
         self.staff = Staff(self.desk)
         self.company: Company | None = None
@@ -183,6 +184,7 @@ class Agent:
             self.handle(Stop(STOP_GRACE), now)
         if self.gathering is not None and self.gathering.over(now):
             self.assemble(now)
+        self.perform(self.core.wind_up(now), now)
         self.perform(self.core.plan(now), now)
         self.report(now)
         if self.company is not None:
@@ -211,9 +213,6 @@ class Agent:
     def beat(self, now: float) -> None:
         """Say that we are here, and look whether the interchange is."""
         self._beat = now
-        if self.ends and now > self.ends - self.last and not self.core.stopping:
-            log.info("the block ends in %.0f s", self.ends - now)
-            self.handle(Stop(0.8 * self.last), now)
         self.staff.processes.tidy()
         for event in self.company.tick(now) if self.company is not None else ():
             self.handle(event, now)
@@ -233,7 +232,7 @@ class Agent:
 
         A block's nodes are paid for: while nobody is there who could give its tasks to others, it goes on to its end.
         """
-        if self.ends:
+        if self.core.block:
             return FENCE if self.uplink.replaced else math.inf
         most: float = self.options.orphan_grace
         idle = not self.core.attempts and not self.core.outbox.unacknowledged
@@ -254,6 +253,8 @@ class Agent:
             else:
                 for event in self.staff.obey(order, now):
                     self.arrive(event, now)
+            if type(order) is Signal and order.signal != signal.SIGKILL and self.company is not None:
+                self.company.signal(order.key, order.signal)
             if type(order) is Run and self.company is not None:
                 others = self.dispatch.hosts(order.job.placement)[1:]
                 if others:
@@ -288,11 +289,11 @@ class Agent:
 
     def enrol(self) -> None:
         """Say who we are and what we have, and once more everything that is not acknowledged."""
-        node, options = self.desk.platform.node, self.options
+        node, options, ends, now = self.desk.platform.node, self.options, self.desk.ends, self.clock.now()
         self.desk.clients = self.uplink.clients
         self.uplink.send(Enrol(PROTOCOL, options.pilot, options.token, os.getpid(), self.desk.host,
                                self.desk.platform.name, self.desk.names, len(node.cores), len(node.tiles), node.memory,
-                               self.core.held(), self.clock.now(), self.lent))
+                               self.core.held(), now, self.lent, max(0.1, ends - now) if ends else 0.0))
         for message in self.core.outbox.unacknowledged.values():
             self.uplink.send(message)
 

@@ -126,6 +126,14 @@ class Group:
         seen = self.cost if self.in_worker else self.run
         return math.inf if seen is None else seen * MARGIN
 
+    def fits(self, remaining: float) -> bool:
+        """So much time is enough for another attempt: to be over, or to be stopped as it wants.  Hooks have a time of
+        their own."""
+        options, expected = self.task_class.options, self.expected
+        if self.hooks:
+            return True
+        return remaining > options.stop_grace and (options.checkpoint or expected == math.inf or remaining >= expected)
+
     @property
     def rank(self) -> Rank:
         return (not self.hooks, -self.priority, self.queue[0].seq)
@@ -181,6 +189,14 @@ def first_stage(attempt: Attempt) -> Stage | None:
             and not group.app.hooks & Hook.PREPROCESS and not extra.inputs:
         return None
     return Stage.PREPARE
+
+
+def whole(attempt: Attempt) -> bool:
+    """That it ended well although it was told to stop says that it is done: a function has returned its value, a
+    command has made the files that it declares.  That alone a code of 0 does not say: many programs end with it when
+    they are stopped."""
+    extra = attempt.item.spec.extra
+    return attempt.group.app.kind is AppKind.PYTHON or bool(extra is not None and extra.outputs)
 
 
 def needs_finish(attempt: Attempt, ok: bool, timeout: bool) -> bool:

@@ -179,7 +179,7 @@ class Commands:
         if number == signal.SIGKILL:
             self._processes.kill(key)
         else:
-            self._processes.signal(key, number)
+            self._processes.signal(key, number, ranks=bool(self._running[key].flavour))
 
     def ended(self, exit: Exit, now: float) -> list[Event]:
         """A command's first process has ended: what it left behind is ended too, then its end is told."""

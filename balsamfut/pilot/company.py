@@ -27,6 +27,7 @@ from balsamfut.pilot.orders import (
     News,
     Pulse,
     Run,
+    SignalRanks,
     Take,
     ToLeader,
 )
@@ -114,6 +115,14 @@ class Company:
     def spread(self, host: int, key: tuple[int, int], mark: str, others: list[int]) -> None:
         """A command is started on a host that has parts on others."""
         self._spread[key] = host, mark, others
+
+    def signal(self, key: tuple[int, int], number: int) -> None:
+        """A command is told to stop on the host that started it: its ranks on others are told there."""
+        _, mark, others = self._spread.get(key, (0, "", []))
+        for each in others:
+            if each in self._followers:
+                self._followers[each].queue.append(SignalRanks(mark, number))
+                self._loud.add(each)
 
     def flush(self) -> None:
         """Send what this turn has for followers."""

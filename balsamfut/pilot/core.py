@@ -1,9 +1,10 @@
 """The brain of a pilot: what becomes of each attempt, from the order to make it until its end is recorded.
 
 `handle(event, now)` takes a message of the interchange or an event of the agent and returns effects, to be performed in
-their order, at once; events that they bring (Stolen, Again) are handled before anything else.  `plan(now)` comes at the
-end of a turn and fills what is free.  Pure: no socket, process, file, clock or randomness; exceptions are pickled by a
-function that is given.  It knows workers and commands by number, and never looks into a payload."""
+their order, at once; events that they bring (Stolen, Again) are handled before anything else.  At the end of a turn
+come `wind_up(now)`, and `plan(now)`, which fills what is free.  Pure: no socket, process, file, clock or randomness;
+exceptions are pickled by a function that is given.  It knows workers and commands by number, and never looks into a
+payload."""
 
 from __future__ import annotations
 
@@ -19,16 +20,15 @@ from balsamfut.messages import (
     Declined,
     Enrolled,
     Exited,
-    Expelled,
     Fault,
     Kill,
     Launch,
     Ran,
     Received,
     Return,
-    Stop,
 )
-from balsamfut.pilot.attempts import needs_finish
+from balsamfut.pilot.attempts import needs_finish, whole
+from balsamfut.pilot.closing import Closing
 from balsamfut.pilot.crew import Worker
 from balsamfut.pilot.events import (
     Again,
@@ -39,7 +39,6 @@ from balsamfut.pilot.events import (
     Event,
     Finish,
     GiveBack,
-    Halt,
     Heard,
     Key,
     NodeGone,
@@ -58,7 +57,7 @@ LONG: Final = 0.005
 """Seconds: what runs longer is reported as Started; and what is in a hand behind it is taken back."""
 
 
-class Core(Sliced):
+class Core(Closing):
     """See the module."""
 
     _finished = False
@@ -76,7 +75,7 @@ class Core(Sliced):
         effects.extend(EndWorker(worker.id) for worker in self._crew.surplus())
         if self.stopping and not self.attempts and not self._finished:
             self._finished = True
-            effects.append(Finish("stopped"))
+            effects.append(Finish(self.reason))
         return effects
 
     def held(self) -> list[Key]:
@@ -86,7 +85,7 @@ class Core(Sliced):
 
     def next_timer(self) -> float:
         """When a Tick is due for a deadline's sake (Unix time); inf: never."""
-        return min(self.planner.launching.due, self._timers[0][0] if self._timers else math.inf)
+        return min(self.planner.launching.due, self._timers[0][0] if self._timers else math.inf, self.alarm)
 
     # ---- orders
 
@@ -136,15 +135,6 @@ class Core(Sliced):
         if type(message) is Received:     # that the other arrived is all it says
             self.outbox.received(message.seq)
 
-    def _stop(self, message: Stop | Expelled) -> None:
-        self.stopping = True
-        self._effects.extend(Steal(worker.id) for worker in self._crew.workers.values() if worker.hand)
-        self._effects.append(Again(Halt(message.grace if type(message) is Stop else 0.0)))
-
-    def _halt(self, message: Halt) -> None:
-        for attempt in list(self.attempts.values()):
-            self._end(End(attempt.key, Fault.PILOT, stolen=True), message.grace)
-
     # ---- what the agent tells
 
     def _commanded(self, event: Commanded) -> None:
@@ -159,8 +149,9 @@ class Core(Sliced):
         self.planner.launching.ended(event.key, refused, self._now)
         if fault is Fault.NONE:
             attempt.group.ran(self._now - event.started)
-        # A shell whose children were told to stop may well end with 0: that is no success.
-        if attempt.cause in (Fault.KILLED, Fault.PILOT, Fault.NODE):
+        if attempt.cause in (Fault.PILOT, Fault.BLOCK) and not (fault is Fault.NONE and whole(attempt)):
+            self._cut_off(attempt)
+        elif attempt.cause in (Fault.KILLED, Fault.NODE):
             self._over(attempt, attempt.cause, error=attempt.error)
         elif attempt.cause in (Fault.WALLTIME, Fault.MEMORY):
             self._failed(attempt, attempt.cause, None, "")
@@ -169,7 +160,7 @@ class Core(Sliced):
         elif needs_finish(attempt, fault is Fault.NONE, False):
             attempt.ran = event.returncode
             self.outbox.waiting.append(Ran(*attempt.key, event.returncode, self._now))
-            if self.stopping:
+            if not self.hooking:
                 self._over(attempt, Fault.PILOT)     # whoever gets it next runs the hooks alone
             elif fault is Fault.NONE:
                 self._hooks(attempt, Stage.FINISH)
@@ -200,7 +191,12 @@ class Core(Sliced):
             self._effects.append(EndWorker(worker.id, KILL))    # somebody writes there who should not
             return
         worker.hand.popleft()
-        if attempt.stage is Stage.CALL:
+        if worker.victim is attempt:             # it did not end as it was told, but its task did
+            self._effects.append(EndWorker(worker.id, KILL))
+        if attempt.stage is Stage.CALL and not result.ok and attempt.cause in (Fault.PILOT, Fault.BLOCK):
+            attempt.started, attempt.place, attempt.detail = result.started, worker.place, result.detail
+            self._cut_off(attempt)
+        elif attempt.stage is Stage.CALL:
             group = attempt.group
             group.learn(result.ended - result.started)
             del self.attempts[result.task]
@@ -216,6 +212,8 @@ class Core(Sliced):
             attempt.started = attempt.started or result.started
             fault = Fault.NONE if result.ok else attempt.fault or Fault.TASK
             payload = attempt.failure if result.payload is None else result.payload
+            if fault is Fault.BLOCK:             # what its hook said counts, and what that raised
+                fault, payload = Fault.TASK if result.payload is not None else fault, result.payload
             self._over(attempt, fault, payload, result.error or attempt.error, ended=result.ended, result=result)
         self._lighter(worker)
 
@@ -248,10 +246,10 @@ class Core(Sliced):
             return
         if slot is not None:
             self.planner.release(slot)
-        if self.stopping:
-            self._over(attempt, Fault.PILOT)
-        elif attempt.cause is not Fault.NONE:
+        if attempt.cause is not Fault.NONE:
             self._over(attempt, attempt.cause)
+        elif self.stopping:
+            self._cut_off(attempt)
         else:                                    # it was made ahead, or gave its slot back meanwhile
             self._queue.put_back([attempt])
             self._queue.reopen()
@@ -350,8 +348,10 @@ class Core(Sliced):
         if worker.victim is not None and worker.victim is not attempt:
             # It began between the order to end another and that one's end: innocent, but it did begin.
             self._over(attempt, Fault.PILOT, error="the worker was ended for another task's sake")
-        elif event.fault is Fault.PILOT or attempt.cause in (Fault.KILLED, Fault.PILOT):
-            self._over(attempt, attempt.cause or Fault.PILOT)
+        elif attempt.cause is Fault.KILLED:
+            self._over(attempt, attempt.cause)
+        elif event.fault is Fault.PILOT or attempt.cause in (Fault.PILOT, Fault.BLOCK):
+            self._cut_off(attempt)
         elif attempt.cause is not Fault.NONE:
             self._failed(attempt, attempt.cause, None, "")
         else:
@@ -394,7 +394,7 @@ class Core(Sliced):
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Launch: _launch, Return: _give_back, GiveBack: _give_back, Kill: _kill, Enrolled: _kill,
-        Received: _received, BeatAck: _received, Stop: _stop, Expelled: _stop, Halt: _halt, End: Sliced._end,
+        Received: _received, BeatAck: _received, End: Sliced._end,
         Commanded: _commanded, Heard: _heard, Stolen: _stolen, WorkerGone: _worker_gone, NodeGone: _node_gone,
-        Tick: _tick, **Sliced.SLICE_HANDLERS,
+        Tick: _tick, **Sliced.SLICE_HANDLERS, **Closing.CLOSING_HANDLERS,
     }

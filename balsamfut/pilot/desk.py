@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from balsamfut.context import BLOCK_END
 from balsamfut.errors import ShellError
 from balsamfut.model import Extra, Payload, Pool, default_workdir
 from balsamfut.pilot import launch
@@ -43,6 +44,7 @@ class Desk:
         self.apart = apart               # each node is a host of its own
         self.clients = clients           # address of the clients' door
         self.mpiexec = mpiexec           # the launcher that somebody has chosen; "": nobody has
+        self.ends = 0.0                  # when this block's tasks have to be over (Unix time); 0.0: it does not end
         self.inline = INLINE
         self.codes: dict[bytes, Payload] = {}
         self.pools: dict[bytes, Pool] = {}
@@ -58,6 +60,9 @@ class Desk:
             job = {name: value for name, value in os.environ.items() if name.startswith(BATCH)}
             theirs = dict(pool.environ) or dict(os.environ)
             known = self._environs[id(pool)] = pool, launch.scrub({**ours, **theirs, **job})
+            known[1].pop(BLOCK_END, None)        # of a block that the script ran in
+            if self.ends:
+                known[1][BLOCK_END] = str(int(self.ends))
         return known[1]
 
     def launcher(self, environ: Mapping[str, str]) -> Launcher | str:

@@ -136,8 +136,9 @@ class Dispatch:
         failure = attempt.failure
         if failure is None and attempt.ran:
             failure = desk.shell_error(item.task, spec.extra, group.app.name, attempt.ran, "", "")[0]
+        late = attempt.fault in (Fault.WALLTIME, Fault.BLOCK)
         return Order(item.task, item.attempt, item.cls, attempt.stage, spec.args, item.values, spec.extra, cores,
-                     workdir, item.failures, attempt.ran, failure, attempt.fault is Fault.WALLTIME, stdout, stderr,
+                     workdir, item.failures, attempt.ran, failure, late, stdout, stderr,
                      item.again or group.task_class.resources)
 
     # ---- commands

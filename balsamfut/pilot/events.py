@@ -106,9 +106,12 @@ class End(msgspec.Struct):
 
 
 class Halt(msgspec.Struct):
-    """The second half of Stop, after Steal."""
+    """Tell attempts to end, with so many seconds for it at most (the second half of Stop and the like, after Steal)."""
 
     grace: float
+    least: float = 0.0          # only those that ask for as many seconds or more
+    over_by: float = 0.0        # not those whose walltime ends them by then
+    force: bool = False         # their time is over: end them, hooks too
 
 
 # ---- effects

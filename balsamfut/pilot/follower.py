@@ -40,8 +40,10 @@ from balsamfut.pilot.orders import (
     News,
     Pulse,
     Pulsed,
+    SignalRanks,
     ToFollower,
 )
+from balsamfut.pilot.process import signal_ranks
 from balsamfut.pilot.staff import Staff
 from balsamfut.platforms import Platform
 from balsamfut.wire import Keys, Link, Poller, Waker
@@ -68,6 +70,7 @@ class Agent:
         name = join.hosts[host] if host >= 0 else socket.gethostname()
         self.desk = Desk(site=Path(join.site), pilot=join.pilot, token=f"{join.token}.{host}", host=name,
                          platform=platform, names=join.hosts, pretend=join.pretend, apart=True, mpiexec=join.mpiexec)
+        self.desk.ends = join.ends
         self.host = host
         # What another host's launcher has started here is to end with us, too; but where several agents share a host
         # (its own name is none of theirs), each ends what is its own.
@@ -150,6 +153,8 @@ class Agent:
             self.desk.pools.update(message.pools)
         elif isinstance(message, Clean):
             self.link.send(Cleaned(message.mark, self.staff.clean(message.mark)))
+        elif isinstance(message, SignalRanks):
+            signal_ranks(message.mark, message.signal)
         elif isinstance(message, Disband):
             self.done = "the leader says so"
         elif not isinstance(message, Pulse):

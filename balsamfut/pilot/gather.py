@@ -44,7 +44,7 @@ class Gathering:
         self.company = Company(desk, desk.names, f"tcp://{address}:*", Keys(leader, leader_secret, (public,)), now)
         muster.prepare(self._run, Join(
             self.company.door.address, leader, public, secret, desk.token, desk.pilot, str(desk.site), desk.names,
-            platform.name, cores, desk.pretend, desk.mpiexec))
+            platform.name, cores, desk.pretend, desk.mpiexec, desk.ends))
         staff.other = self._ended
         found = desk.launcher(os.environ)
         if isinstance(found, str):

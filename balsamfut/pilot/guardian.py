@@ -24,6 +24,7 @@ MARK = "BALSAMFUT_MARK"
 """The variable that everything carries that an agent starts: `<token>:<task>:<attempt>`."""
 
 _MARK = b"\0" + MARK.encode() + b"="
+_RANKS = tuple(b"\0" + name + b"=" for name in (b"PMI_RANK", b"PMIX_RANK", b"PALS_RANKID", b"SLURM_PROCID"))
 _SIGKILL = 9
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
 
@@ -101,6 +102,12 @@ def share(pid: int) -> int | None:
 def mark_of(pid: int) -> str | None:
     """The mark that a process was started with; None: none, or it is another user's."""
     return mark_in(_contents(f"/proc/{pid}/environ", 1 << 14))
+
+
+def ranks(pids: Iterable[int]) -> set[int]:
+    """Those of these processes that an MPI launcher has started as ranks, and what those have started."""
+    environs = {pid: b"\0" + _contents(f"/proc/{pid}/environ", 1 << 14) for pid in pids}
+    return {pid for pid, environ in environs.items() if any(name in environ for name in _RANKS)}
 
 
 def family(rows: dict[int, Row], seeds: Iterable[int], sessions: Collection[int] = ()) -> set[int]:

@@ -43,7 +43,7 @@ class Order(msgspec.Struct, array_like=True, tag=1, gc=False, omit_defaults=True
     failures: int = 0
     returncode: int | None = None           # FINISH: of the command
     failure: Payload | None = None          # FINISH, ABORTED: the pickled exception of the attempt
-    timeout: bool = False                   # ... and it is a walltime that was exceeded
+    timeout: bool = False                   # ... and it is a walltime that was exceeded, or the block's end
     stdout: str = ""                        # FINISH: paths
     stderr: str = ""
     resources: Resources | None = None      # of this attempt, where on_error may ask for others

@@ -14,7 +14,7 @@ from typing import Final
 
 from balsamfut import errors
 from balsamfut.messages import Exited, Fault, Item, Started
-from balsamfut.model import AppSpec, Payload, Pool, Resources, TaskClass
+from balsamfut.model import AppSpec, Hook, Payload, Pool, Resources, TaskClass
 from balsamfut.pilot import planner
 from balsamfut.pilot.attempts import first_stage, needs_finish
 from balsamfut.pilot.events import Again, Effect, End, EndWorker, Key, SignalCommand, Steal
@@ -44,6 +44,7 @@ class Ledger:
         self.codes: dict[bytes, Payload] = {}
         self.pools: dict[bytes, Pool] = {}
         self.stopping = False
+        self.block = False                              # nodes of a batch system: tasks go on in the next block
         self.limited: dict[Key, int] = {}               # bytes that running attempts may use
         self._pickle = pickler
         self._queue = self.planner.queue
@@ -110,7 +111,8 @@ class Ledger:
         options = attempt.group.task_class.options
         if attempt.where is Where.QUEUED:
             self._queue.remove(attempt)
-            self._over(attempt, Fault.RETURNED if order.cause is Fault.PILOT and not attempt.begun else order.cause)
+            leaves = order.cause in (Fault.PILOT, Fault.BLOCK)
+            self._over(attempt, Fault.RETURNED if leaves and not attempt.begun else order.cause)
         elif attempt.where is Where.COMMAND:
             attempt.cause = order.cause
             grace = options.stop_grace if grace is None else grace
@@ -167,11 +169,28 @@ class Ledger:
         if payload is None:
             error = error or self._sentence(attempt, fault)
             payload = self._pickle(_CLASSES[fault](error))
-        if (attempt.group.hooks or self.stopping
+        if (attempt.group.hooks or not self.hooking
                 or not needs_finish(attempt, False, fault is Fault.WALLTIME)):
             self._over(attempt, fault, payload, error)
             return
         attempt.failure, attempt.fault, attempt.error = payload, fault, error
+        self._hooks(attempt, Stage.ABORTED if attempt.stage is Stage.CALL else Stage.FINISH)
+
+    @property
+    def hooking(self) -> bool:
+        """There is time for hooks."""
+        return not self.stopping
+
+    def _cut_off(self, attempt: Attempt) -> None:
+        """The pilot has ended what ran, for itself comes to its end: uncharged.  A hook may say how it is to go on."""
+        cause, group = Fault.BLOCK if self.block else Fault.PILOT, attempt.group
+        error = "its block ended while it ran" if self.block else ""
+        asks = group.app.hooks & Hook.ON_TIMEOUT and not group.hooks and attempt.stage in (None, Stage.CALL)
+        if not (asks and self.block and self.hooking):
+            self._over(attempt, cause, error=error)
+            return
+        text = f"the block ended while task {attempt.item.task} ({group.app.name}) ran"
+        attempt.failure, attempt.fault, attempt.error = self._pickle(errors.BlockEnded(text)), cause, error
         self._hooks(attempt, Stage.ABORTED if attempt.stage is Stage.CALL else Stage.FINISH)
 
     def _hooks(self, attempt: Attempt, stage: Stage) -> None:

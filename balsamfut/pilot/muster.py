@@ -54,6 +54,7 @@ class Join(msgspec.Struct, array_like=True):
     cores: int               # of a workstation; 0: as many as there are
     pretend: bool
     mpiexec: str
+    ends: float = 0.0        # when the pilot's tasks have to be over (Unix time)
 
 
 def read_join(path: Path) -> Join:

@@ -111,6 +111,13 @@ class Clean(Message, frozen=True, tag=10):
     mark: str
 
 
+class SignalRanks(Message, frozen=True, tag=20):
+    """Send a signal to the ranks on your host that carry this mark."""
+
+    mark: str
+    signal: int
+
+
 class Pulse(Message, frozen=True, tag=11):
     """Still here; answered by a Pulse where a follower sends it."""
 
@@ -120,7 +127,7 @@ class Disband(Message, frozen=True, tag=12):
 
 
 ToFollower = (Enlisted | Equip | Hire | Give | Take | GrantPlace | Dismiss | Run | Signal | SliceOrder | Clean | Pulse
-              | Disband)
+              | Disband | SignalRanks)
 
 # ---- a follower -> the leader
 

@@ -337,7 +337,8 @@ class Planner:
 
     def _keep(self, group: Group) -> None:
         """Reserve for the next attempt of this group, which does not fit."""
-        latest = self.ends - group.expected if self.ends and group.expected < math.inf else math.inf
+        limited = self.ends and group.expected < math.inf and not group.task_class.options.checkpoint
+        latest = self.ends - group.expected if limited else math.inf
         if self.reserve.keep(group.queue[0].seq, group.resources, self._now, latest):
             kept = bool(self.reserve.holder)
             self._head = group if kept else None
@@ -354,7 +355,7 @@ class Planner:
 
     def _too_late(self, group: Group) -> bool:
         """It is not expected to be over before the block's end."""
-        return bool(self.ends) and self.ends - self._now < group.expected < math.inf
+        return bool(self.ends) and not group.fits(self.ends - self._now)
 
     def _in_the_making(self, group: Group) -> bool:
         """The next command is to be made, and all workers that could are making others ahead."""

@@ -30,7 +30,8 @@ from balsamfut.pilot import guardian
 from balsamfut.pilot.command import NOT_RUN, Finder, StartError, copies, refusal
 from balsamfut.pilot.guardian import MARK, Row, family, mark_of, sweep, sweep_mark
 
-__all__ = ["MARK", "Child", "Exit", "Processes", "StartError", "Stream", "become_subreaper", "sweep", "sweep_mark"]
+__all__ = ["MARK", "Child", "Exit", "Processes", "StartError", "Stream", "become_subreaper", "signal_ranks",
+           "sweep", "sweep_mark"]
 
 Stream = int | str | os.PathLike[str]
 """A descriptor of ours, or a path; relative ones lie under the child's directory."""
@@ -257,19 +258,19 @@ class Processes:
         attempts = [self._attempts[key] for key in keys if key in self._attempts]
         return guardian.end(lambda rows: self._members(rows, attempts), patience) if attempts else []
 
-    def signal(self, key: Hashable, number: int) -> None:
+    def signal(self, key: Hashable, number: int, *, ranks: bool = False) -> None:
         """Send a signal to all processes of an attempt; one that is over is no error.
 
-        The one that we started comes first: it shall not go on as if nothing had been, because its children ended.
+        ranks: to those alone that an MPI launcher has started, if there are any: each launcher does something else when
+        it is told to stop, and each ends in order when its ranks do.  Else the one that we started comes first: it
+        shall not go on as if nothing had been, because its children ended.
         """
         attempt = self._attempts.get(key)
         if attempt is None:
             return
-        for pid in sorted(self._members(guardian.table(), [attempt]), key=lambda pid: pid != attempt.pid):
-            try:
-                os.kill(pid, number)
-            except OSError:  # it has ended meanwhile, or has become another user
-                pass
+        members = self._members(guardian.table(), [attempt])
+        launched = guardian.ranks(members) if ranks else set()
+        send(sorted(launched or members, key=lambda pid: pid != attempt.pid), number)
 
     def end(self, patience: float = 2.0) -> list[int]:
         """Kill all that we started and adopted.  Returns the pids that could not be killed."""
@@ -355,3 +356,16 @@ class Processes:
         seeds.update(pid for pid, owners in self._orphans.items() if owners <= keys)
         seeds.update(pid for pid in rows if pid != self._me and mark_of(pid) in marks)
         return family(rows, seeds, sessions) - {self._me} - spared
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Send a signal to those of these processes that are there and ours."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or has become another user
+            os.kill(pid, number)
+
+
+def signal_ranks(mark: str, number: int) -> None:
+    """Send a signal to the ranks on this host that carry a mark."""
+    rows = guardian.table()
+    send(guardian.ranks(pid for pid in rows if mark_of(pid) == mark), number)

@@ -9,7 +9,6 @@ priority.  Pure.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 from balsamfut.model import Resources
@@ -241,7 +240,7 @@ class Queue:
         """What is not expected to be over in that time, in order; what is put aside, and is, is so no more."""
         found: list[Attempt] = []
         for group in self._groups:
-            if group.queue and remaining < group.expected < math.inf:
+            if group.queue and not group.fits(remaining):
                 found.extend(attempt for attempt in group.queue if not attempt.begun)
             elif group.aside:
                 group.aside = False

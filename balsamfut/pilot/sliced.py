@@ -84,7 +84,7 @@ class Sliced(Ledger):
                 text = f"task {attempt.item.task}: {event.lost}"
                 self._failed(attempt, Fault.WORKER, self._pickle(errors.WorkerLost(text)), text)
             elif self.stopping:
-                self._over(attempt, Fault.PILOT, error="its slice ended while the pilot was stopping")
+                self._cut_off(attempt)
             else:
                 self._queue.put_back([attempt])
         if slices.stillborn(slice):
@@ -106,7 +106,9 @@ class Sliced(Ledger):
     def _ended(self, attempt: Attempt) -> None:
         """Nothing is left of an attempt that we were ending, or of which one rank raised."""
         payload, attempt.failure = attempt.failure, None
-        if attempt.cause in (Fault.KILLED, Fault.PILOT):
+        if attempt.cause in (Fault.PILOT, Fault.BLOCK):
+            self._cut_off(attempt)
+        elif attempt.cause is Fault.KILLED:
             self._over(attempt, attempt.cause)
         elif attempt.cause is not Fault.NONE:
             self._failed(attempt, attempt.cause, None, "")

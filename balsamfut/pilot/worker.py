@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from balsamfut import context, faults, serialize
-from balsamfut.errors import DeserializationError, InitializerFailed
+from balsamfut.errors import BlockEnded, DeserializationError, InitializerFailed
 from balsamfut.messages import Detail
 from balsamfut.model import AppKind, Blob, Payload, Pool
 from balsamfut.pilot import output
@@ -254,6 +254,8 @@ class Worker:
                 detail: Detail | None = None) -> Result:
         """The attempt failed; its hooks may ask for another one, or fail it with something else."""
         again = work.rescue(exc, timeout)
+        if isinstance(exc, BlockEnded):      # that is no failure: it goes on
+            return Result(work.order.task, work.order.attempt, False, started, time(), None, again=again)
         result = self.failure(work.order, exc, started)
         return msgspec.structs.replace(result, again=again, detail=detail)
 

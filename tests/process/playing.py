@@ -33,6 +33,7 @@ from balsamfut.messages import (
     Return,
     Started,
     Stop,
+    TooLate,
 )
 from balsamfut.model import AppKind, AppSpec, Extra, Hook, Options, Payload, Pool, Resources, TaskClass, TaskSpec
 
@@ -58,6 +59,7 @@ class Interchange:
         self.messages: list[Reports] = []
         self.declined: list[Declined] = []
         self.left: list[Leaving] = []
+        self.closed: set[int] = set()     # task classes that are to be sent no more
         self.beats = 0
         self.apps: dict[int, tuple[TaskClass, AppSpec, bytes]] = {}
         self.told: set[int] = set()
@@ -163,6 +165,8 @@ class Interchange:
                     self.declined.append(message)
                 case Leaving():
                     self.left.append(message)
+                case TooLate():
+                    self.closed |= set(message.classes)
 
     def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
@@ -212,12 +216,15 @@ class Pilot:
     """A real agent process."""
 
     def __init__(self, site: Path, door: wire.Door, *, cores: int = 2, platform: str = "workstation",
-                 nodes: int = 1, environ: dict[str, str] | None = None, grace: float = 15.0, number: int = 1) -> None:
+                 nodes: int = 1, environ: dict[str, str] | None = None, grace: float = 15.0, number: int = 1,
+                 walltime: float = 0.0) -> None:
         argv = [sys.executable, "-P", "-m", "balsamfut.pilot.agent", "--site", str(site), "--pilot", str(number),
                 "--token", f"t{os.getpid()}-{time.monotonic_ns()}", "--address", door.address,
                 "--orphan-grace", str(grace), "--platform", platform, "--nodes", str(nodes)]
         argv += ["--cores", str(cores)] if platform == "workstation" else ["--pretend"]
-        self.process = subprocess.Popen(argv, env={**os.environ, **(environ or {})})
+        argv += ["--walltime", str(walltime)] if walltime else []
+        # A session of its own, as a batch job has one.
+        self.process = subprocess.Popen(argv, env={**os.environ, **(environ or {})}, start_new_session=bool(walltime))
 
     def wait(self, seconds: float = PATIENCE) -> int:
         return self.process.wait(seconds)

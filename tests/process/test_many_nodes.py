@@ -252,3 +252,15 @@ def test_a_node_that_is_not_there_when_the_pilot_starts_is_left_out_and_the_othe
         assert {end.fault for end in block.play.exits.values()} == {Fault.NONE}
         ran = sorted(each.host for each in recording.read(block.records) if each.label != "wide")
         assert ran == ["n1", "n1", "n2", "n2", "n4", "n4"]
+
+
+def test_ranks_on_all_hosts_are_told_to_stop_and_have_their_time(block: Block) -> None:
+    told = (f"trap 'echo told >> {block.records}/told-$PMI_RANK; exit 0' TERM; touch {block.records}/ready-$PMI_RANK; "
+            "while :; do sleep 0.1 & wait $!; done")
+    cls = block.play.shell(told, resources=Resources(num_nodes=3, ranks_per_node=2), stop_grace=15.0)
+    task = block.play.run(cls)
+    block.play.until(lambda: len(list(block.records.glob("ready-*"))) == 6)
+    block.play.send(Stop(15.0))
+    assert block.play.end(task).fault is Fault.PILOT
+    assert [path.read_text() for path in sorted(block.records.glob("told-*"))] == ["told\n"] * 6
+    assert block.leader.wait(20) == 0

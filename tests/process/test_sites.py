@@ -142,7 +142,7 @@ def test_a_blocks_pilot_ends_with_its_walltime_and_gives_back_what_it_could_not_
         ex.detach()
     with query.open_site(site) as reader:
         first = reader.task(call.task_id).attempts[0]
-    assert (tmp_path / "marks").read_text() == "xx" and first.fault == "pilot", "not charged"
+    assert (tmp_path / "marks").read_text() == "xx" and first.fault == "block", "not charged"
 
 
 @pytest.mark.parametrize(("words", "says"), [

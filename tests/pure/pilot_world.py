@@ -16,6 +16,7 @@ from balsamfut.messages import (
     Launch,
     Ran,
     Started,
+    TooLate,
 )
 from balsamfut.model import AppKind, AppSpec, Extra, Hook, Options, Pool, Resources, TaskClass, TaskSpec
 from balsamfut.pilot.core import Core
@@ -60,6 +61,8 @@ CLASSES = [
     TaskClass(APPS[1].digest, POOL, Resources(), Options(walltime=1.0)),
     TaskClass(APPS[2].digest, POOL, Resources(threads_per_rank=2), Options()),
     TaskClass(APPS[3].digest, POOL, Resources(), Options(walltime=1.0, priority=-1)),
+    TaskClass(APPS[0].digest, POOL, Resources(), Options(stop_grace=12.0)),
+    TaskClass(APPS[2].digest, POOL, Resources(), Options(walltime=1000.0, checkpoint=True)),
 ]
 SPECS = {spec.digest: spec for spec in APPS}
 
@@ -102,6 +105,7 @@ class FakeWorker:
     said: list[FromWorker] = field(default_factory=list)    # not heard yet
     ready: bool = False
     ending: int = -1                 # the last signal; 0: it may leave
+    killed: bool = False             # ... and not only asked to end
 
 
 class World:
@@ -117,6 +121,7 @@ class World:
         self.finished = False
         self.racing = False              # workers read on while their queues are emptied
         self.declined: list[Declined] = []
+        self.closed: set[int] = set()    # classes that are to be sent no more
         # ---- the model
         self.items: dict[Key, Item] = {}
         self.bodies: Counter[tuple[Key, Stage | None]] = Counter()    # what of the user's has begun
@@ -125,6 +130,7 @@ class World:
         self.ordered: dict[Key, set[Fault]] = {}    # ends that somebody asked for, or that time asked for
         self.forbidden: set[Key] = set()         # it must not begin any more
         self.signalled: set[Key] = set()         # commands that were told to end
+        self.killed: set[Key] = set()            # ... and not asked
         self.exits: dict[Key, Exited] = {}
         self.started: Counter[Key] = Counter()
         self.told = False
@@ -150,10 +156,22 @@ class World:
 
     def plan(self) -> None:
         """The end of a turn."""
+        self.perform(self.core.wind_up(self.now))
         self.perform(self.core.plan(self.now))
+        if self.ends:
+            self.never([key for key in self.items if key not in self.exits and self.told_to_stop(key)])
         message = self.core.outbox.pack()
         for report in message.reports if message is not None else []:
             self.read(report)
+
+    @property
+    def ends(self) -> float:
+        """When all tasks have to be over; 0.0: it is no block."""
+        return self.core.planner.ends
+
+    def told_to_stop(self, key: Key) -> bool:
+        """The block's end is as near as the task wants to know of it."""
+        return self.ends - self.now <= CLASSES[self.items[key].cls].options.stop_grace
 
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -179,12 +197,17 @@ class World:
                     if effect.signal == 0:
                         assert not worker.unread and worker.current is None, "a worker that is busy was told to leave"
                     worker.ending = max(worker.ending, effect.signal)
+                    worker.killed |= effect.signal == 9
                 case StartCommand():
                     self.command(effect.attempt)
                 case SignalCommand():
                     self.signalled.add(effect.key)
+                    if effect.signal == 9:
+                        self.killed.add(effect.key)
                 case Again():
                     self.handle(effect.event)
+                case Send(TooLate(classes)):
+                    self.closed |= set(classes)
                 case Send():
                     assert isinstance(effect.message, Declined)
                     self.declined.append(effect.message)
@@ -240,6 +263,9 @@ class World:
             worker.said.append(Prepared(*key, "true", took))
             return
         if attempt.stage is Stage.ABORTED or (attempt.stage is Stage.FINISH and attempt.failure is not None):
+            if attempt.fault is Fault.BLOCK and ok:      # its hook lets it go on
+                worker.said.append(Result(*key, False, self.now - took, self.now, None))
+                return
             ok = False
         elif ok and attempt.stage is Stage.CALL:
             self.worked.add(key)
@@ -325,13 +351,15 @@ class World:
                 assert key in self.died_under, "charged for a death that was not under it"
             case Fault.RETURNED:
                 assert bodies.keys() <= {Stage.PREPARE}, "handed back though it had started"
-                assert asked & {Fault.RETURNED, Fault.PILOT}
+                assert asked & {Fault.RETURNED, Fault.PILOT} or self.ends
             case Fault.PILOT:
-                assert Fault.PILOT in asked
+                assert Fault.PILOT in asked and (not self.core.block or set(bodies) == {None, Stage.PREPARE})
+            case Fault.BLOCK:
+                assert self.core.block and (Fault.PILOT in asked or self.told_to_stop(key)), "cut off before its time"
             case _:
                 assert report.fault in asked or report.fault is Fault.LAUNCHER
         hooked = SPECS[CLASSES[self.items[key].cls].app].hooks
-        if hooked and report.fault in (Fault.WALLTIME, Fault.WORKER) and Fault.PILOT not in asked:
+        if hooked and report.fault in (Fault.WALLTIME, Fault.WORKER) and not self.core.stopping:
             assert bodies.keys() & {Stage.ABORTED, Stage.FINISH}, "on_error or on_timeout was not asked"
 
     def stages(self, key: Key) -> set[Stage | None]:
@@ -367,6 +395,9 @@ class World:
         assert self.core._crew.blocked == sum(worker.blocked for worker in workers)
         assert {worker.id for worker in self.core.planner.returning} <= {each.id for each in workers if each.blocked}
         self.check_not_idle()
+        if self.ends and self.now >= self.ends + self.core.hook_time:
+            assert self.killed >= set(self.commands), "a command outlives its block"
+            assert all(worker.killed for worker in self.workers.values() if worker.current is not None)
 
     def check_not_idle(self) -> None:
         """Nothing waits that would fit, but for the sake of what ranks before it and has a reservation."""
@@ -380,7 +411,7 @@ class World:
             assert head.where is Where.HAND and head.stage is Stage.PREPARE, "it has its place"
         first = None if head is None else (not head.group.hooks, -head.group.priority, head.seq)
         for each in queued:
-            if first is None or each.group.rank < first:
+            if (first is None or each.group.rank < first) and (not self.ends or each.group.fits(self.ends - self.now)):
                 assert self.needs(each) > self.machine.free_cores, "something waits though there is room"
 
     def needs(self, attempt: Attempt) -> int:

@@ -228,11 +228,27 @@ class Pilot(RuleBasedStateMachine):
             world.check()
         assert not self.open(), "something never ended"
         assert not any(worker.unread for worker in world.workers.values())
-        assert world.finished == self.stopped
+        assert world.finished == world.core.stopping == (self.stopped or world.core.stopping)
+
+
+class Block(Pilot):
+    """A pilot whose block comes to its end."""
+
+    @initialize(left=st.sampled_from([3.0, 14.0, 30.0]))
+    def ends(self, left: float) -> None:
+        core = self.world.core
+        core.block, core.hook_time, core.planner.ends = True, 1.0, self.world.now + left
+
+    @rule()
+    def its_end_comes_near(self) -> None:
+        left = self.world.ends - self.world.now
+        self.world.passes(max(0.0, left - 13.0 if left > 13.0 else left - 6.0 if left > 6.0 else left))
 
 
 Pilot.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPilot = Pilot.TestCase
+Block.TestCase.settings = Pilot.TestCase.settings
+TestBlock = Block.TestCase
 
 
 def ran(world: World, seconds: float, rounds: int = 3) -> None:

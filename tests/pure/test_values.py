@@ -200,7 +200,7 @@ def test_every_option_sets_fields_that_the_records_have() -> None:
         "memory": 1, "gpus_per_rank": 1, "walltime": 1, "mpi": True, "gather": True, "link_inputs": True, "cache": True,
         "environment": {}, "tags": {}, "launch_params": {}, "inputs": [], "outputs": [], "cleanup_files": [],
         "shell_preamble": "", "workdir": "x", "stdout": "x", "stderr": "x", "name": "x", "version": "1", "key": "k",
-        "cache_ignore": [],
+        "cache_ignore": [], "checkpoint": True,
     }
     fields = {field for name, read in READERS.items() for field in read(name, samples.get(name, 1))}
     assert fields <= RESOURCES | OPTIONS | EXTRA | {"version", "key", "cache_ignore"}
