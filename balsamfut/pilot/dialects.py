@@ -231,5 +231,6 @@ def environment(flavour: str) -> dict[str, str]:
     if flavour == "openmpi":   # it refuses to serve root, which containers are
         return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if flavour == "hydra":
-        return {"I_MPI_PIN": "0"}   # Intel's binds by itself
+        # Intel's binds by itself; and the srun by which it reaches other hosts waits until those of others are over.
+        return {"I_MPI_PIN": "0", "SLURM_OVERLAP": "1"}
     return {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from balsamfut import Executor, Site, app, query
+from balsamfut import Executor, ShellResult, Site, app, query
+from balsamfut.infos import BlockInfo
 from balsamfut.model import TaskState
 
 PLATFORM = """
@@ -31,7 +34,9 @@ queue_option = "partition"
 account_required = false
 """
 
-pytestmark = pytest.mark.timeout(240)
+HYDRA = str(Path(sys.executable).with_name("mpiexec"))
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def balsamfut(*words: str) -> Any:
@@ -43,14 +48,17 @@ def balsamfut(*words: str) -> Any:
 
 
 @pytest.fixture
-def site(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+         request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site whose MPI programs are started by srun, or by the mpiexec that is the fixture's parameter."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     place = tmp_path / "site"
     balsamfut("site", "init", str(place), "-n", "slurm", "--platform", "perlmutter-gpu")
     (place / "platform.toml").write_text(PLATFORM)
     text = (place / "settings.toml").read_text().replace("# pretend = false", "pretend = true")
     conf = f'preamble = "export SLURM_CONF={slurm / "slurm.conf"}"'
-    text = text.replace('# mpiexec = ""', 'mpiexec = "srun"').replace('# preamble = ""', conf)
+    mpiexec = f'mpiexec = "{getattr(request, "param", "srun")}"'
+    text = text.replace('# mpiexec = ""', mpiexec).replace('# preamble = ""', conf)
     (place / "settings.toml").write_text(text)
     balsamfut("site", "start", "slurm")
     made = Site("slurm")
@@ -68,7 +76,8 @@ def where(number: int, seconds: float = 0.0) -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-@app.shell("echo $SLURMD_NODENAME $SLURM_PROCID $CUDA_VISIBLE_DEVICES", num_nodes=2, ranks_per_node=2, gpus_per_rank=1)
+@app.shell("echo $SLURMD_NODENAME ${PMI_RANK:-$SLURM_PROCID} $CUDA_VISIBLE_DEVICES", num_nodes=2, ranks_per_node=2,
+           gpus_per_rank=1)     # as Hydra and srun count ranks
 def wide() -> None: ...
 
 
@@ -76,27 +85,115 @@ def wide() -> None: ...
 def tile(number: int) -> None: ...
 
 
-def test_a_campaign_runs_over_several_blocks_one_of_which_is_killed_and_one_ends(site: Site) -> None:
+@app(num_nodes=2, ranks_per_node=2)
+def spectral() -> tuple[int, int, list[tuple[int, str]]]:
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    total = comm.allreduce(comm.rank)
+    return comm.size, total, comm.allgather((comm.rank, os.environ["SLURMD_NODENAME"]))
+
+
+@app.shell("{{ python }} -c 'from mpi4py import MPI; c = MPI.COMM_WORLD; "
+           "print(c.rank, c.size, c.allreduce(1), flush=True)'", num_nodes=2, ranks_per_node=2)
+def counted(python: str) -> None: ...
+
+
+def records(slurm: Path) -> dict[str, dict[str, str]]:
+    """What Slurm says of all its jobs, by number."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, timeout=60,
+                          check=True)
+    jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in done.stdout.splitlines()]
+    return {job["JobId"]: job for job in jobs if "JobId" in job}
+
+
+def await_state(site: Site, block: int, state: str, seconds: float = 120.0) -> BlockInfo:
+    deadline = time.monotonic() + seconds
+    while (found := next(each for each in site.queue.ls(history=True) if each.id == block)).state != state:
+        assert time.monotonic() < deadline, f"block {block} is still {found.state}: {found.text}"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.parametrize("site", [HYDRA], indirect=True, ids=["hydra"])
+def test_a_campaign_over_several_blocks_of_which_one_is_killed_and_one_reaches_its_time_limit(
+        site: Site, slurm: Path) -> None:
+    """Serial, tile and two-node MPI tasks; an administrator kills the first block, the second runs into its end."""
     first = site.queue.submit(2, 10, queue="debug")
     with Executor("several", site="slurm"):
         tiles = [tile(number) for number in range(12)]
         wides = [wide() for _ in range(2)]
-        serial = [where(number, 0.2) for number in range(30)]
+        mpi, ranks = spectral(), counted(sys.executable)
+        serial = [where(number, 0.2) for number in range(20)]
         assert wides[0].result(60).returncode == 0
-        jobs = {serial[0].result(60)}
-        site.queue.rm(first)
-        site.queue.submit(2, 1, queue="debug")
-        later = [where(100 + number, 4.0) for number in range(30)]
-        jobs |= {call.result(120) for call in later[:4]}
-        site.queue.submit(3, 10, queue="debug")
-        jobs |= {call.result(200) for call in [*serial, *later]}
-        for call in wides:
-            said = call.result(60).stdout.read_text().splitlines()
-            lines = sorted(line.split() for line in said if not line.startswith("srun:"))
-            nodes = {line[0] for line in lines}
-            assert len(nodes) == 2 and sorted(line[1] for line in lines) == list("0123")
-            assert Counter(line[2] for line in lines) == {"0": 2, "1": 2}
+        killed = await_state(site, first, "running").batch_id
+        subprocess.run(["scancel", "--signal=KILL", "--full", killed], check=True, timeout=60)
+        await_state(site, first, "ended")
+        limited = site.queue.submit(2, 1, queue="debug")
+        later = [where(100 + number, 5.0) for number in range(80)]
+        assert later[0].result(120)
+        ended = await_state(site, limited, "ended")
+        last = site.queue.submit(3, 10, queue="debug")
+        jobs = {call.result(200) for call in [*serial, *later]}
+        check_mpi(mpi.result(60), ranks.result(60))
+        check_wide(wides)
         assert {call.result(60).stdout.read_text().strip() for call in tiles} == {"0", "1"}
-        assert len(jobs) >= 2
+    assert ended.ended is not None and ended.started is not None
+    assert 45.0 <= ended.ended - ended.started <= 75.0, "it was its time limit of a minute that ended it"
+    record = records(slurm)[ended.batch_id]
+    assert record["TimeLimit"] == "00:01:00" and record["JobState"] in ("COMPLETED", "TIMEOUT"), "nobody cancelled it"
+    assert jobs >= {ended.batch_id, await_state(site, last, "running").batch_id}, "tasks ran in it, and after it"
     with query.open_site(site.path) as reader:
-        assert Counter(task.state for task in reader.tasks()) == {TaskState.DONE.name: 12 + 2 + 30 + 30}
+        tasks = reader.tasks()
+        assert Counter(task.state for task in tasks) == {TaskState.DONE.name: 12 + 2 + 2 + 20 + 80}
+        attempts = [attempt for task in tasks for attempt in reader.task(task.id).attempts]
+        assert Counter(attempt.fault for attempt in attempts)["none"] == len(tasks), "each is done once"
+        assert {attempt.fault for attempt in attempts} <= {"none", "pilot", "returned", "node"}, "nothing was charged"
+        assert any(attempt.pilot == limited and attempt.fault != "none" for attempt in attempts), (
+            "tasks were running when the second one ended")
+
+
+def check_wide(wides: list[Any]) -> None:
+    for call in wides:
+        said = call.result(60).stdout.read_text().splitlines()
+        lines = sorted(line.split() for line in said if not line.startswith("srun:"))
+        nodes = {line[0] for line in lines}
+        assert len(nodes) == 2 and sorted(line[1] for line in lines) == list("0123")
+        assert Counter(line[2] for line in lines) == {"0": 2, "1": 2}
+
+
+def check_mpi(spectrum: tuple[int, int, list[tuple[int, str]]], shell: ShellResult) -> None:
+    """Four ranks that know each other, two on each of two nodes."""
+    size, total, ranks = spectrum
+    assert (size, total) == (4, 6) and sorted(rank for rank, _ in ranks) == [0, 1, 2, 3]
+    assert sorted(Counter(node for _, node in ranks).values()) == [2, 2]
+    said = sorted(line.split() for line in shell.stdout.read_text().splitlines() if line[:1].isdigit())
+    assert said == [[str(rank), "4", "4"] for rank in range(4)]
+
+
+def test_mpi_programs_find_each_other_by_slurm_s_own_pmi2(site: Site) -> None:
+    site.queue.submit(2, 10, queue="debug")
+    with Executor("pmi2", site="slurm") as ex:
+        # Retried, for this Slurm's pmi2 now and then cuts a line of MPICH's addresses in two.
+        pmi2 = ex.options(launch_params={"mpi": "pmi2"}, retries=2)
+        check_mpi(pmi2.submit(spectral).result(120), pmi2.submit(counted, sys.executable).result(120))
+
+
+def test_a_block_whose_pilot_hangs_is_ended_by_slurm_at_its_time_limit_and_its_tasks_go_on(
+        site: Site, slurm: Path) -> None:
+    first = site.queue.submit(1, 1, queue="debug")
+    with Executor("hangs", site="slurm"):
+        calls = [where(number, 2.0) for number in range(8)]
+        assert calls[0].result(60)
+        with query.open_site(site.path) as reader:
+            pilot, = reader.pilots()
+        os.kill(pilot.pid, signal.SIGSTOP)
+        ended = await_state(site, first, "ended", 180.0)
+        assert records(slurm)[ended.batch_id]["JobState"] == "TIMEOUT" and "TIMEOUT" in ended.text
+        second = site.queue.submit(1, 10, queue="debug")
+        assert len({call.result(120) for call in calls}) == 2
+    with query.open_site(site.path) as reader:
+        attempts = [attempt for task in reader.tasks() for attempt in reader.task(task.id).attempts]
+        assert Counter(attempt.fault for attempt in attempts if attempt.pilot == second) == {"none": 8 - Counter(
+            attempt.fault for attempt in attempts if attempt.pilot == first)["none"]}
+        assert {attempt.fault for attempt in attempts} == {"none", "pilot"}, "not charged"
