@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from balsamfut import faults, platforms, settings
+from balsamfut import faults, settings
 from balsamfut.clock import Clock
 from balsamfut.connection import Connection, runs
 from balsamfut.errors import BalsamfutError, SiteTaken
@@ -63,10 +63,10 @@ class Server:
         chosen = self.settings.pilot
         usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
-        nodes = usual.nodes if args.embedded else platforms.at(site, platform).max_nodes
+        recipe = Recipe.of(site, chosen, platform)
+        nodes = usual.nodes if args.embedded else recipe.max_nodes
         first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)
-        recipe = Recipe.of(site, chosen, platform)
         config = Config(
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from balsamfut.errors import SiteError
 from balsamfut.network import own_address
-from balsamfut.pilot import dialects, muster
+from balsamfut.pilot import dialects, muster, reach
 from balsamfut.pilot.company import Company
 from balsamfut.pilot.desk import Desk
 from balsamfut.pilot.muster import Join
@@ -46,11 +46,13 @@ class Gathering:
             self.company.door.address, leader, public, secret, desk.token, desk.pilot, str(desk.site), desk.names,
             platform.name, cores, desk.pretend, desk.mpiexec, desk.ends))
         staff.other = self._ended
+        os.environ.update(reach.by_pbs(os.environ, self._run))      # for MPI tasks too
         found = desk.launcher(os.environ)
-        if isinstance(found, str):
-            raise SiteError(f"the agents of the other nodes cannot be started: {found}")
-        self._launcher = found
-        self._launch(found, desk)
+        chosen = reach.without_mpi(os.environ) if isinstance(found, str) else found
+        if chosen is None:
+            raise SiteError(f"the agents of the other nodes cannot be started: {found}; and there is no ssh")
+        self._launcher = chosen
+        self._launch(chosen, desk)
 
     def _launch(self, launcher: Launcher, desk: Desk) -> None:
         log.info("starting agents on %d other hosts by %s", len(desk.names) - 1, launcher.flavour)

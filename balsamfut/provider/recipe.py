@@ -28,6 +28,7 @@ V = TypeVar("V")
 MODES: Final = ("any", "mpi", "serial")
 DRY_RUN: Final = "bf-dry-run"
 """The token of a block that is only shown."""
+UNKNOWN_NODES: Final = 1 << 16
 _START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.{module} import main; sys.exit(main())"
 
 
@@ -76,6 +77,12 @@ class Recipe:
         return cls(site, machine, str(provider), pilot.preamble, pilot.pretend, pilot.max_workers)
 
     # ---- what may be asked
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes that one task may span: a machine that is not described has those that its batch system has."""
+        undescribed = self.platform.name == "workstation" and self.provider != "local"
+        return UNKNOWN_NODES if undescribed else self.platform.max_nodes
 
     def refusal(self, asked: Asked, taken: Iterable[tuple[str, bool]]) -> str | None:
         """Why such a block cannot be, in one sentence; None: it can.
