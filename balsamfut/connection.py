@@ -60,11 +60,11 @@ def read(site: Path) -> Connection | None:
     return None
 
 
-def stopped(pid: int) -> bool:
-    """Whether a process of this host has been stopped by a signal."""
+def stopped(found: Connection) -> bool:
+    """Whether it is a process of this host that a signal has stopped."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        with open(f"/proc/{found.pid}/stat", "rb") as file:
+            return found.here and file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
     except (OSError, IndexError):
         return False
 

@@ -31,6 +31,8 @@ COMMANDS: Final[Tree] = {
         "stop": "Stop the interchange of a site; pilots go on with what they have.",
         "status": "Whether the site runs, its pilots, and how many tasks are in which state.",
         "ls": "List the sites that have a name.",
+        "add": "Have a site that was moved, copied, or made from another home, be known by its name, or by another.",
+        "rm": "Forget a site's name; its directory stays as it is, and `balsamfut site add` names it again.",
     }),
     "queue": ("Ask the batch system of a site for blocks of nodes.", {
         "submit": "Ask the batch system for a block of nodes, on which a pilot runs tasks until its time is over.",

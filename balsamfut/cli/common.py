@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,24 +17,21 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 site_option: Callable[[F], F] = click.option(
-    "--site", metavar="SITE", help="The site's name or directory, or a directory that holds a .balsamfut.")
+    "-s", "--site", metavar="SITE", help="The site's name or directory, or a directory that holds a .balsamfut.")
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+site_argument: Callable[[F], F] = click.argument("place", metavar="[SITE]", required=False)
+"""For commands about a site itself, beside the option."""
 task_argument: Callable[[F], F] = click.argument("task", metavar="ID", type=click.IntRange(min=1))
-
-MARKS: Final = ("balsamfut.db", "settings.toml", "interchange.owner", "interchange.lock", "interchange.json",
-                "site.toml")
-"""Files one of which every site has."""
 
 
 def find_site(given: str | None) -> Path:
     """The directory of the site that is meant.  Raises UsageError saying where it was looked for."""
-    from balsamfut.executor.local import site_directory
+    from balsamfut import sites
 
-    start = site_directory(given)
-    places = [start] if start.name == ".balsamfut" else [start, start / ".balsamfut"]
-    for place in places:
-        if any((place / mark).is_file() for mark in MARKS):
-            return place
+    start = sites.find(given or "")
+    if sites.is_site(start):
+        return start
+    places = [start] if start.name == sites.EMBEDDED else [start, start / sites.EMBEDDED]
     where = f"{places[0]} is none" if len(places) == 1 else f"neither {places[0]} nor {places[1]} is one"
     raise UsageError(f"there is no site here: {where}; a script's Executor makes one, and --site or BALSAMFUT_SITE "
                      "name another")
@@ -42,8 +39,13 @@ def find_site(given: str | None) -> Path:
 
 def open_reader(site: Path) -> Reader:
     """The site's database, for reading."""
+    from balsamfut import sites
     from balsamfut.query import open_site
 
+    kept = sites.read(site)
+    if kept is not None and not (site / "interchange.owner").exists():
+        raise UsageError(f"the site {kept.name} has not been started yet, so there is nothing to see: `balsamfut site "
+                         f"start {kept.name}`")
     return open_site(site)
 
 

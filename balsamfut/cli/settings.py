@@ -15,16 +15,15 @@ def command(site: str | None, as_json: bool) -> None:
 
     Without a site: what a new one would have.  With --json: {"settings": [{"key", "value", "source"}]}.
     """
-    from balsamfut import settings
+    from balsamfut import settings, sites
     from balsamfut.errors import UsageError
-    from balsamfut.executor.local import site_directory
 
     try:
         directory = common.find_site(site)
     except UsageError:
         if site is not None:
             raise
-        directory = site_directory(None)
+        directory = sites.find()
     found = settings.load(directory).explain()
     if as_json:
         output.print_json("settings", [{"key": key, "value": value, "source": source} for key, value, source in found])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import click
 
@@ -18,9 +19,8 @@ from balsamfut.cli import common, output
 def command(path: str, name: str | None, platform: str | None, as_json: bool) -> None:
     """Make a site in a directory.
 
-    Asks nothing.  settings.toml in it has every setting, explained.
-
-    With --json: {"site": {"name", "path", "platform"}}.
+    On a terminal it asks who pays for blocks, where a machine wants to know; else nothing.  settings.toml in the
+    directory has every setting, explained.  With --json: {"site": {"name", "path", "platform"}}.
     """
     from pathlib import Path
 
@@ -28,7 +28,11 @@ def command(path: str, name: str | None, platform: str | None, as_json: bool) ->
 
     directory = Path(path).expanduser().absolute()
     found = platform or platforms.detect(socket.getfqdn(), os.environ)
-    made = sites.init(directory, name or directory.name, found)
+    project = ""
+    if platforms.load(found).scheduler.get("account_required") and sys.stdin.isatty() and not as_json:
+        project = click.prompt(f"The project that pays for blocks on {found} (empty: said with each block)", default="",
+                               show_default=False, err=True).strip()
+    made = sites.init(directory, name or directory.name, found, project)
     if as_json:
         output.print_json("site", {"name": made.name, "path": str(directory), "platform": found})
         return

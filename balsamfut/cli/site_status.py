@@ -10,11 +10,12 @@ from balsamfut.cli import common
 
 
 @click.command("status")
-@click.argument("site", metavar="[SITE]", required=False)
+@common.site_argument
+@common.site_option
 @common.json_option
 @click.pass_context
-def command(context: click.Context, site: str | None, as_json: bool) -> Any:
+def command(context: click.Context, place: str | None, site: str | None, as_json: bool) -> Any:
     """Whether the site runs, its pilots, and how many tasks are in which state."""
     from balsamfut.cli import status
 
-    return context.invoke(status.command, site=site, as_json=as_json)
+    return context.invoke(status.command, site=place or site, as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Final
 
 import click
@@ -13,31 +14,64 @@ from balsamfut.cli import common
 
 PATIENCE: Final = 20.0
 """Seconds for it to finish writing."""
+BLOCKS: Final = 120.0
+"""Seconds for blocks to end: batch systems take their time."""
 
 
 @click.command("stop")
-@click.argument("site", metavar="[SITE]", required=False)
-def command(site: str | None) -> None:
+@common.site_argument
+@common.site_option
+@click.option("--blocks", is_flag=True, help="End its blocks first; what ran there runs again when there are others.")
+def command(place: str | None, site: str | None, blocks: bool) -> None:
     """Stop the interchange of a site; pilots go on with what they have.
 
-    They keep what they have to report, and hand it over when it is started again.
+    They keep what they have to report, and hand it over when it is started again.  Waits until it has ended.
     """
     from balsamfut import connection
     from balsamfut.errors import UsageError
 
-    directory = common.find_site(site)
+    directory = common.find_site(place or site)
     found = connection.read(directory)
     if found is None or not found.alive:
         click.echo("it does not run")
         return
+    if blocks:
+        _end_blocks(directory)
     if not found.here:
-        raise UsageError(f"it runs on {found.host} (process {found.pid}) and can be stopped only there: "
-                         f"ssh {found.host} balsamfut site stop {directory}")
-    os.kill(found.pid, signal.SIGTERM)
+        raise UsageError(f"it runs on another host ({found.text}) and can be stopped only there: ssh {found.host} "
+                         f"balsamfut site stop {directory}; if that host is gone, `balsamfut site start` here first")
+    try:
+        os.kill(found.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
     deadline = time.monotonic() + PATIENCE
     while connection.runs(found.pid):
         if time.monotonic() > deadline:
-            raise UsageError(f"process {found.pid} has not ended after {PATIENCE:g} s; see "
+            hint = " (a signal has stopped it: kill -CONT, or kill -KILL)" if connection.stopped(found) else ""
+            raise UsageError(f"process {found.pid} has not ended after {PATIENCE:g} s{hint}; see "
                              f"{directory / 'log' / 'interchange.log'}")
         time.sleep(0.02)
     click.echo(f"stopped: process {found.pid}")
+
+
+def _end_blocks(directory: Path) -> None:
+    """Have every block ended, and wait for that.  Raises UsageError where some do not end."""
+    from balsamfut.errors import UsageError
+    from balsamfut.executor.site import Site
+
+    queue = Site(directory).queue
+    asked: set[int] = set()
+    deadline = time.monotonic() + BLOCKS
+    while left := [block for block in queue.ls() if block.state not in ("ended", "refused")]:
+        for block in left:
+            if block.id not in asked:
+                asked.add(block.id)
+                try:
+                    queue.rm(block.id)
+                except UsageError:      # it has just ended
+                    pass
+        if time.monotonic() > deadline:
+            names = ", ".join(str(block.id) for block in left)
+            raise UsageError(f"blocks {names} have not ended after {BLOCKS:g} s; the interchange goes on, and "
+                             "`balsamfut queue ls -v` tells what the batch system says")
+        time.sleep(0.1)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from balsamfut import platforms, serialize
+from balsamfut import platforms, serialize, sites
 from balsamfut.calls import AppLike, CallPlan, plain_parts
 from balsamfut.context import TaskContext
 from balsamfut.context import current as current_task
@@ -74,7 +74,7 @@ class Executor(concurrent.futures.Executor):
             return
         if platform is not None:
             platforms.load(platform)   # a name that there is none of is told before anything is started
-        directory = local.site_directory(site)
+        directory = sites.find(os.fspath(site or ""))
         for given in (campaign or "", str(directory), os.getcwd()):
             if _readable(given) != given:
                 raise InvalidOption(f"{given!r} has bytes that are not UTF-8: name the campaign, the site and the "

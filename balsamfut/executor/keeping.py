@@ -11,13 +11,16 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from balsamfut import connection
+from balsamfut import connection, settings
 from balsamfut.connection import Connection
-from balsamfut.errors import BalsamfutError
+from balsamfut.errors import BalsamfutError, SiteError
 from balsamfut.executor import local
 from balsamfut.executor.line import Line
 from balsamfut.messages import PROTOCOL, Hello
 from balsamfut.wire import Poller
+
+ROOM: Final = 1 << 18
+"""Bytes that there must be room for; a new database and its log take less."""
 
 ANSWER: Final = 5.0
 """Seconds that an interchange on another host has to answer."""
@@ -29,6 +32,8 @@ def start_site(site: Path, *, take_over: bool = False) -> tuple[Connection, bool
     take_over: one that runs on another host, or is stopped on this one, is replaced without a question.  Raises
     SiteTaken where one lives on another host that cannot be reached, else as local.find_or_start does.
     """
+    settings.load(site)     # what is wrong is told before anything is made
+    _check_room(site)
     with local.turn(site):
         found = connection.read(site)
         if found is not None and not (take_over and _may_be_replaced(found)) and lives(site, found):
@@ -38,7 +43,7 @@ def start_site(site: Path, *, take_over: bool = False) -> tuple[Connection, bool
 
 def _may_be_replaced(found: Connection) -> bool:
     """It is on another host, or does not answer on this one."""
-    return not found.here or connection.stopped(found.pid)
+    return not found.here or connection.stopped(found)
 
 
 def lives(site: Path, found: Connection) -> bool:
@@ -57,3 +62,18 @@ def answers(site: Path, found: Connection, seconds: float = ANSWER) -> bool:
         return False
     finally:
         line.drop()
+
+
+def _check_room(site: Path) -> None:
+    """Raise SiteError, and leave nothing behind, where no file can be written: full, a quota, not ours, read-only."""
+    probe = site / f".room.{os.getpid()}"
+    try:
+        try:
+            with open(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(b"0" * ROOM)
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise SiteError(f"no interchange can be started for {site}: a file of {ROOM >> 10} KiB cannot be written "
+                        f"there, {error.strerror}") from None

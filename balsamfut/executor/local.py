@@ -48,14 +48,6 @@ class Wanted(msgspec.Struct, frozen=True):
         return [word for name, value in given if value for word in (name, str(value))]
 
 
-def site_directory(site: str | os.PathLike[str] | None) -> Path:
-    """The site's directory, absolute: as given, else $BALSAMFUT_SITE, else .balsamfut in the working directory.
-
-    What is given may be a site's name.  Raises SiteError where the list of names cannot be read.
-    """
-    return sites.place_of(os.fspath(site or os.environ.get("BALSAMFUT_SITE") or ".balsamfut"))
-
-
 _killed: set[int] = set()
 """Those of them that a signal ended."""
 

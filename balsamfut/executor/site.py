@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from balsamfut import options
+from balsamfut import options, sites
 from balsamfut.errors import UsageError
 from balsamfut.executor import asking
-from balsamfut.executor.local import site_directory
 from balsamfut.infos import PlanInfo
 from balsamfut.messages import RemoveBlock, SubmitBlock
 from balsamfut.queuemessages import Part
@@ -30,7 +29,7 @@ class Site:
     """
 
     def __init__(self, site: str | os.PathLike[str] = "") -> None:
-        self.path: Path = site_directory(site or None)
+        self.path: Path = sites.find(os.fspath(site))
         self.queue = Queue(self.path)
 
     def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from balsamfut import faults, settings
 from balsamfut.clock import Clock
 from balsamfut.connection import Connection, runs
-from balsamfut.errors import BalsamfutError, SiteTaken
+from balsamfut.errors import BalsamfutError, SiteError, SiteTaken
 from balsamfut.interchange import files
 from balsamfut.interchange.blocks import Blocks, LocalPilots, new_token
 from balsamfut.interchange.core import Core, Turn
@@ -331,6 +331,8 @@ def main(argv: list[str] | None = None) -> int:
     lock = -1
     try:
         site.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not args.embedded:
+            os.chdir(site)      # where it was started may go away
         found = settings.load(site)
         store = Store(found.database_url(site), synchronous=found.synchronous(args.embedded))
         lock = own(site, store, found.interchange.lease, at_once=args.take_over)
@@ -342,6 +344,11 @@ def main(argv: list[str] | None = None) -> int:
         if server is None or not server.announced:
             files.fail(site, error)     # else our successor's starter would read it
         return 3 if isinstance(error, SiteTaken) else 1
+    except OSError as error:
+        log.exception("it cannot go on")
+        if server is None or not server.announced:
+            files.fail(site, SiteError(f"no interchange can serve {site}: {error}"))
+        return 1
     finally:
         if server is not None:
             server.close()
@@ -353,5 +360,14 @@ def main(argv: list[str] | None = None) -> int:
             os.close(lock)
 
 
+def detach() -> None:
+    """Let go of what whoever started us had open: they may wait for its end."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        if int(name) > 2:
+            with suppress(OSError):
+                os.close(int(name))
+
+
 if __name__ == "__main__":
+    detach()
     sys.exit(main())

@@ -16,10 +16,10 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from balsamfut import faults, schema
 from balsamfut.clock import Clock
@@ -141,7 +141,9 @@ class Store:
 
     def _compile(self) -> None:
         dialect = self._engine.dialect
-        tasks, insert = schema.tasks, sqlite.insert if self._sqlite else postgresql.insert
+        # Imported when it is used: PostgreSQL's takes 40 ms and 3 MB.
+        insert = import_module(f"sqlalchemy.dialects.{dialect.name}").insert
+        tasks = schema.tasks
         which = tasks.c.id == sa.bindparam("which_id")
         self._insert_task = schema.driver_sql(sa.insert(tasks), rows.NEW, dialect)
         self._update_task = schema.driver_sql(sa.update(tasks).where(which), rows.NEWEST, dialect)

@@ -175,8 +175,11 @@ def test_an_interchange_that_lives_on_another_login_node_is_left_alone_unless_so
     first = machine.owner("n1")
     done = machine.balsamfut("n2", "site", "start", "kept")
     assert done.returncode == 0 and "runs already: process" in done.stdout and "on n1, since" in done.stdout
+    assert machine.told("n2", "site", "status", "-s", "kept")["interchange"]["answers"]
     before = connection.read(machine.site)
     machine.hosts.cut("n1")      # but its file system is the same
+    said = machine.balsamfut("n2", "site", "status", "kept").stdout
+    assert "on n1, since" in said and "does not answer: `balsamfut site start`" in said
     done = machine.balsamfut("n2", "site", "start", "kept", skew=3600)
     assert done.returncode == 2 and "lives: process" in done.stderr and "on n1, since" in done.stderr, done.stderr
     assert connection.read(machine.site) == before and not gone(first)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from balsamfut import __version__, cli
+from balsamfut import __version__, cli, sites
 from balsamfut.cli import common, output, progress, resuming, task_result
 from balsamfut.errors import SiteError, UsageError
 from balsamfut.executor.local import Wanted
@@ -125,7 +125,7 @@ def test_platforms_are_listed_and_told_and_close_names_are_named(run: Any) -> No
 # ---- the site that is meant
 
 
-@pytest.mark.parametrize("mark", common.MARKS)
+@pytest.mark.parametrize("mark", sites.FILES)
 def test_a_site_is_found_by_itself_and_by_the_directory_that_holds_it(site_dir: Path, monkeypatch: pytest.MonkeyPatch,
                                                                       mark: str) -> None:
     monkeypatch.delenv("BALSAMFUT_SITE", raising=False)
