@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
+
+SEEN: Final = 20
+"""Letters of a sentence that should be seen in a table, however narrow the terminal ..."""
+NARROW: Final = 6
+"""... as long as this is left of every other column."""
 
 
 def print_json(key: str, value: Any) -> None:
@@ -39,14 +44,30 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     used = [index for index in range(len(columns)) if any(row[index] for row in cells)]
+    widths = {index: max(len(row[index]) for row in [columns, *cells]) for index in used}
+    _fit(widths, console.width - 2 * len(used))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index in used:
         table.add_column(Text(columns[index]), justify="right" if right[index] else "left", no_wrap=True,
-                         overflow="ellipsis")
+                         overflow="ellipsis", width=widths[index])
     for row in cells:
         table.add_row(*(Text(row[index]) for index in used))
-    Console().print(table)
+    console.print(table)
+
+
+def _fit(widths: dict[int, int], room: int) -> None:
+    """Make columns narrower that do not fit: first the last, where sentences are, but something of them is to be seen;
+    then the widest of the others."""
+    *facts, last = widths
+    seen = min(SEEN, widths[last])
+    while facts and sum(widths[index] for index in facts) + seen > room:
+        widest = max(facts, key=widths.__getitem__)
+        if widths[widest] <= NARROW:
+            break
+        widths[widest] -= 1
+    widths[last] = max(seen, min(widths[last], room - sum(widths[index] for index in facts)))
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:

@@ -24,6 +24,8 @@ def command(site: str | None, history: bool, verbose: bool, as_json: bool) -> No
 
     With --json: {"blocks": [...]}, each with everything that is known of it.
     """
+    from balsamfut.platforms.queues import span
+
     with common.open_reader(common.find_site(site)) as reader:
         blocks = reader.blocks(history=history)
     now = time.time()
@@ -36,7 +38,7 @@ def command(site: str | None, history: bool, verbose: bool, as_json: bool) -> No
     else:
         output.print_table(("ID", "STATE", "BATCH ID", "QUEUE", "NODES", "TIME", "RAN", "TAKES", "WHY"), [
             (each.id, each.state, each.batch_id.partition(".")[0], each.queue, each.nodes,
-             output.duration(each.walltime), ran(each, now), takes(each), each.text) for each in blocks],
+             span(each.walltime), ran(each, now), takes(each), each.text) for each in blocks],
             empty="no blocks; `balsamfut queue submit` asks for one")
 
 
@@ -53,6 +55,7 @@ def takes(block: BlockInfo) -> str:
 
 
 def details(block: BlockInfo, now: float) -> Iterator[tuple[str, object]]:
+    from balsamfut.platforms.queues import span
     from balsamfut.queuemessages import Part
 
     yield "block", block.id
@@ -63,7 +66,7 @@ def details(block: BlockInfo, now: float) -> Iterator[tuple[str, object]]:
     yield "queue", block.queue
     yield "project", block.project
     yield "nodes", block.nodes
-    yield "walltime", output.duration(block.walltime)
+    yield "walltime", span(block.walltime)
     yield "takes", "" if block.parts else Part(block.nodes, block.mode, block.tags).describe()
     for part in block.parts:
         yield "part", f"{part.nodes} node{'' if part.nodes == 1 else 's'}: {part.describe()}"

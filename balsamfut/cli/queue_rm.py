@@ -12,10 +12,19 @@ from balsamfut.cli import common
 @click.argument("blocks", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
 def command(site: str | None, blocks: tuple[int, ...]) -> None:
     """End blocks, or withdraw those that wait; what ran there runs elsewhere."""
+    from balsamfut.errors import UsageError
     from balsamfut.executor import asking
     from balsamfut.messages import RemoveBlock
 
     directory = common.find_site(site)
-    for number in blocks:
+    with common.open_reader(directory) as reader:
+        known = {block.id: block for block in reader.blocks(history=True)}
+    unknown = sorted(set(blocks) - known.keys())
+    over = sorted(number for number in known.keys() & set(blocks) if known[number].ended)
+    if unknown or over:
+        wrong = [f"there is no block {', '.join(map(str, unknown))} in {directory}"] if unknown else []
+        wrong += [f"block {', '.join(map(str, over))} is over already"] if over else []
+        raise UsageError(f"{'; '.join(wrong)}; nothing was done, `balsamfut queue ls` lists those that can be ended")
+    for number in dict.fromkeys(blocks):
         asking.ask_for_block(directory, RemoveBlock(1, number))
         click.echo(f"block {number} is being ended")

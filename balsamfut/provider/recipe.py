@@ -162,8 +162,8 @@ def _bad_parts(asked: Asked) -> str | None:
             return f"a part of {part.nodes} nodes was asked; each has at least 1"
     total = sum(part.nodes for part in asked.parts)
     if total != asked.nodes:
-        return (f"parts of {' + '.join(str(part.nodes) for part in asked.parts)} = {total} nodes were asked of a block "
-                f"of {asked.nodes}; together they are the block")
+        return (f"the parts have {' + '.join(str(part.nodes) for part in asked.parts)} nodes, and the block has "
+                f"{asked.nodes}: together they have to be as many")
     return None
 
 

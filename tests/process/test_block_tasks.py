@@ -3,16 +3,18 @@ PALS really run what they are given, on nodes that are pretended."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from scripts import run
-from test_sites import balsamfut, told
+from test_sites import add, balsamfut, note, told
 from waiting import until
 
-from balsamfut import Site, connection
+from balsamfut import Executor, Site, connection, query
 from balsamfut.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,3 +90,71 @@ def test_the_parts_of_a_block_take_different_tasks_on_nodes_of_their_own(
     assert [(each.id, each.state) for each in Site("page").queue.ls(history=True)] == [(number, "ended")]
     with pytest.raises(UsageError, match=f"there is no block {number} here that is not over"):
         Site("page").queue.rm(number)
+
+
+def test_a_dry_run_shows_what_qsub_is_given_and_gives_it_nothing(site: Path, fake_pbs: FakePbs) -> None:
+    assert told("site", "start", "page")["new"]
+    words = (*BLOCK, "-n", "4", "--part", "mpi:3", "--part", "any:1", "-x", "filesystems=home")
+    shown = told(*words, "--dry-run")
+    refused = balsamfut(*BLOCK, "-n", "4", "--part", "mpi:3", "--dry-run")
+    assert refused.returncode == 2 and "the parts have 3 nodes, and the block has 4" in refused.stderr
+    assert fake_pbs.calls("qsub") == [] and told("queue", "ls", "--site", "page", "--history") == []
+    fake_pbs.tell("hold", "held by the test")
+    number = told(*words)["id"]
+    until(lambda: told("queue", "ls", "--site", "page")[0]["state"] == "queued", "it is submitted")
+    block, = told("queue", "ls", "--site", "page")
+    assert fake_pbs.calls("qsub") == [shown["command"]]
+    assert Path(block["script"]).read_text() == shown["script"].replace("bf-dry-run", block["token"])
+    assert Path(block["script"]).stat().st_mode & 0o077 == 0
+    again = balsamfut(*words, "--dry-run")
+    assert again.returncode == 2 and "debug-scaling takes at most 1 block of one user" in again.stderr, "it counts"
+    ended = balsamfut("queue", "rm", "--site", "page", str(number), "77")
+    assert ended.returncode == 2 and "there is no block 77" in ended.stderr
+    assert balsamfut("queue", "rm", "--site", "page", str(number)).returncode == 0
+    until(lambda: not told("queue", "ls", "--site", "page"), "it is withdrawn", 40.0)
+
+
+def test_the_parts_of_a_block_on_this_machine_end_with_its_walltime(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    place = tmp_path / "here"
+    assert balsamfut("site", "init", str(place), "-n", "page", "--platform", "workstation").returncode == 0
+    assert told("site", "start", "page")["new"]
+    try:
+        assert run(SCRIPT.replace("num_nodes=2, ranks_per_node=2", "ranks_per_node=2"), tmp_path).code == 0
+        number = told("queue", "submit", "--site", "page", "-n", "2", "-t", "0.3", "--part", "serial:1:kind=post",
+                      "--part", "mpi:1")["id"]
+        until(lambda: sorted(states().values()) == ["DONE"] * 6 + ["READY"], "all but one are done", 60)
+        tasks = told("task", "ls", "--site", "page")
+        assert {task["pilot"] for task in tasks if task["app"] == "wide"} == {number + 1}
+        assert {task["pilot"] for task in tasks if task["tags"]} == {number}
+        until(lambda: not told("queue", "ls", "--site", "page"), "the block is over", 40.0)
+        block, = told("queue", "ls", "--site", "page", "--history")
+        assert (block["state"], block["exit_code"], len(block["logs"])) == ("ended", 0, 2)
+    finally:
+        balsamfut("site", "stop", "page")
+
+
+def test_when_the_leader_of_a_part_dies_its_tasks_go_elsewhere_and_the_other_part_goes_on(
+        site: Path, tmp_path: Path, fake_pbs: FakePbs) -> None:
+    assert told("site", "start", "page")["new"]
+    first, second = {"part": "first"}, {"part": "second"}
+    queue = Site("page").queue
+    number = queue.submit(2, 10, queue="debug-scaling", project="demo", parts=[
+        {"num_nodes": 1, "filter_tags": first}, {"num_nodes": 1, "filter_tags": second}])
+    with Executor("dies", site="page") as ex:
+        held = note.options(tags=second)(str(tmp_path / "marks"), str(tmp_path / "gate"))
+        until((tmp_path / "marks").exists, "it runs", 40.0)
+        with query.open_site(site) as reader:
+            leader, = [pilot.pid for pilot in reader.pilots() if pilot.id == number + 1]
+        os.kill(leader, signal.SIGKILL)
+        assert add.options(tags=first)(1, 2).result(40) == 3
+        other = queue.submit(1, 10, queue="debug", project="demo")
+        until(lambda: (tmp_path / "marks").read_text() == "xx", "it runs again", 40.0)
+        (tmp_path / "gate").touch()
+        assert held.result(40) == 7
+        ex.detach()
+    with query.open_site(site) as reader:
+        assert [attempt.pilot for attempt in reader.task(held.task_id).attempts] == [number + 1, other]
+        assert reader.task(held.task_id).failures == 0
+    assert [block.id for block in queue.ls()] == [number, other], "the part that is left goes on"

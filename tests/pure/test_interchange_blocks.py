@@ -268,7 +268,7 @@ def test_blocks_that_are_withdrawn_before_they_start_fail_no_task(yard: Yard) ->
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    ({"parts": [Part(1), Part(2)]}, "parts of 1 + 2 = 3 nodes were asked of a block of 2; together they are the block"),
+    ({"parts": [Part(1), Part(2)]}, "the parts have 1 + 2 nodes, and the block has 2: together"),
     ({"parts": [Part(1, "mp"), Part(1)]}, "a part with mode 'mp' was asked; there are any, mpi, serial"),
     ({"parts": [Part(0), Part(2)]}, "a part of 0 nodes was asked; each has at least 1"),
     ({"parts": [Part(1), Part(1)], "mode": "mpi"}, "give each part its own mode and tags"),
