@@ -91,6 +91,10 @@ class InterchangeLost(SiteError, ConnectionError):
     """The interchange could not be started or reached."""
 
 
+class SiteStopped(InterchangeLost):
+    """A site that is kept is not running; whoever keeps it starts it."""
+
+
 class ProtocolMismatch(SiteError):
     """The peer speaks another version of the wire protocol."""
 

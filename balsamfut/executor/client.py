@@ -293,7 +293,7 @@ class Client:
                 f"{self._losses} interchanges of {self.site} in a row ended before any task was over; see "
                 f"{self.site}/log/interchange.log; what is recorded is safe: `balsamfut resume` goes on")
         self._connected = now
-        self.welcome = self._line.reconnect(given_up=self._given_up)
+        self.welcome = self._line.reconnect(lambda: not self._abandon, given_up=self._given_up)
         self._lost = False
         for message in self._session.resend():
             self._line.send(message)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from balsamfut import connection, faults, keyring
+from balsamfut import connection, faults, keyring, sites
 from balsamfut.connection import Connection
-from balsamfut.errors import InterchangeLost
+from balsamfut.errors import InterchangeLost, SiteStopped
 from balsamfut.executor import local
 from balsamfut.executor.deliver import error_named
 from balsamfut.messages import Beat, Hello, Message, Refused, ToClient, Welcome
@@ -25,6 +26,8 @@ SILENCE: Final = 10.0
 WELCOME: Final = 30.0
 """Seconds that an interchange may take to answer the first message."""
 TRIES: Final = 5
+LOOK: Final = 0.3
+"""Seconds between looks whether a site that is kept runs again."""
 """Interchanges in a row that may fail to start or to answer before we give up."""
 
 
@@ -67,24 +70,39 @@ class Line:
             time.sleep(0.02 * 2 ** attempt)
         raise AssertionError("the last try raised")
 
-    def reconnect(self, *, given_up: bool = False) -> Welcome:
+    def reconnect(self, patient: Callable[[], bool] = lambda: True, *, given_up: bool = False) -> Welcome:
         """The interchange has gone: find another.  Raises as connect() does, InterchangeLost not at the first time.
 
-        given_up: it is there, but has taken us for dead.
+        patient: whether to wait on for a site that somebody else has to start.  given_up: it is there, but has taken us
+        for dead.
         """
-        if not given_up:
-            self.tell(f"lost the interchange (process {self._connection.pid}); starting another, and waiting for it")
+        gone = f"lost the interchange (process {self._connection.pid})"
+        if not given_up and sites.read(self.site) is None:
+            self.tell(f"{gone}; starting another, and waiting for it")
         self.drop()
         for attempt in range(TRIES):
             try:
-                welcome = self.connect()
+                welcome = self._connect_to_kept(gone, patient)
                 self.tell("")
                 return welcome
+            except SiteStopped:
+                raise
             except InterchangeLost as exc:
                 if attempt == TRIES - 1:
                     raise InterchangeLost(f"{exc}; what is recorded is safe: `balsamfut resume` goes on") from exc
             time.sleep(0.1 * 2 ** attempt)
         raise AssertionError("the last try raised")
+
+    def _connect_to_kept(self, gone: str, patient: Callable[[], bool]) -> Welcome:
+        """Connect, as soon as the site runs.  Raises as connect() does, SiteStopped when patience has an end."""
+        while True:
+            try:
+                return self.connect()
+            except SiteStopped as exc:
+                if not patient():
+                    raise
+                self.tell(f"{gone}: {exc}; waiting until it is")
+                time.sleep(LOOK)
 
     def _open(self, found: Connection) -> None:
         self._connection = found

@@ -19,7 +19,7 @@ import msgspec
 
 from balsamfut import connection, settings, sites
 from balsamfut.connection import Connection, runs
-from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError
+from balsamfut.errors import BalsamfutError, InterchangeLost, ProtocolMismatch, SiteError, SiteStopped
 from balsamfut.executor.deliver import error_named
 from balsamfut.messages import PROTOCOL
 
@@ -101,7 +101,8 @@ def find_or_start(site: Path, wanted: Wanted) -> Connection:
             if found is None or not found.alive or not found.near:
                 kept = sites.read(site)
                 if kept is not None:
-                    raise SiteError(f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`")
+                    raise SiteStopped(
+                        f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`")
                 found = start(site, ["--embedded", *wanted.arguments()])
     return checked(site, found)
 

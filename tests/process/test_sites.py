@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,45 @@ def test_a_site_whose_interchange_was_killed_takes_over_its_blocks(site: Path, t
         assert add(3, 4).result(30) == 7
     with query.open_site(site) as reader:
         assert len(reader.pilots()) == 1, "the block's pilot came back"
+
+
+def test_a_script_waits_for_its_site_to_be_started_again(site: Path, tmp_path: Path) -> None:
+    told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+    with Executor("patient", site="kept"):
+        assert add(1, 2).result(30) == 3
+        found = connection.read(site)
+        assert found is not None
+        os.kill(found.pid, signal.SIGKILL)
+        until(lambda: not connection.runs(found.pid))
+        call = add(3, 4)
+        with pytest.raises(TimeoutError):
+            call.result(1.0)
+        assert told("site", "start", "kept")["new"]
+        assert call.result(30) == 7
+
+
+def test_ctrl_c_ends_a_script_whose_site_is_stopped(site: Path, tmp_path: Path) -> None:
+    script = """
+        from balsamfut import Executor, app
+
+        @app
+        def one() -> int: return 1
+
+        with Executor("torn", site="kept"):
+            call = one()
+            print(call.task_id, flush=True)
+            call.result()
+        """
+    (tmp_path / "torn.py").write_text(textwrap.dedent(script))
+    child = subprocess.Popen([sys.executable, "torn.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout.readline() == "1\n"
+    assert balsamfut("site", "stop", "kept").returncode == 0
+    said = child.stderr.readline()
+    assert "the site kept" in said and "site start kept" in said and "waiting" in said
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) != 0
 
 
 def test_a_blocks_pilot_ends_with_its_walltime_and_gives_back_what_it_could_not_end(site: Path, tmp_path: Path) -> None:
