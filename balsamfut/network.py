@@ -5,13 +5,17 @@ from __future__ import annotations
 import socket
 
 
-def own_address(interface: str = "", name: str = "") -> str:
-    """This host's IPv4 address on that interface; "": the one that its name stands for, else any that is not local."""
+def interfaces() -> dict[str, list[str]]:
+    """The IPv4 addresses of this host, by interface."""
     import psutil  # type: ignore[import-untyped]   # 15 ms, which only those who listen on a network are worth
 
-    found: dict[str, list[str]] = {
-        each: [a.address for a in addresses if a.family is socket.AF_INET]
-        for each, addresses in psutil.net_if_addrs().items()}
+    return {each: [a.address for a in addresses if a.family is socket.AF_INET]
+            for each, addresses in psutil.net_if_addrs().items()}
+
+
+def own_address(interface: str = "", name: str = "") -> str:
+    """This host's IPv4 address on that interface; "": the one that its name stands for, else any that is not local."""
+    found = interfaces()
     if interface and found.get(interface):
         return found[interface][0]
     try:

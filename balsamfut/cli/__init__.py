@@ -58,6 +58,7 @@ COMMANDS: Final[Tree] = {
         "ls": "List platforms.",
         "show": "Tell what is known of a platform.",
     }),
+    "doctor": "Look whether everything is there that a site needs, and say what to do where it is not.",
     "settings": "Show every setting of the site, and where its value comes from.",
 }
 
