@@ -119,7 +119,7 @@ class Server:
                 self.core.spooled(pilot.id, messages, now)
                 spooled.append(path)
             here = path.exists() or pilot.row.pid or pilot.row.host in ("", os.uname().nodename)
-            if not alive and here and pilot.id not in self.core.book.blocks:
+            if not alive and here and not pilot.block:
                 self.core.attempts.lost(pilot, "it ended while no interchange was there", now)
         self.perform(self.core.finish(now))
         for path in spooled:

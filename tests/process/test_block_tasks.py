@@ -158,3 +158,22 @@ def test_when_the_leader_of_a_part_dies_its_tasks_go_elsewhere_and_the_other_par
         assert [attempt.pilot for attempt in reader.task(held.task_id).attempts] == [number + 1, other]
         assert reader.task(held.task_id).failures == 0
     assert [block.id for block in queue.ls()] == [number, other], "the part that is left goes on"
+
+
+def test_an_interchange_that_is_started_again_waits_for_every_part_of_a_block(
+        site: Path, tmp_path: Path, fake_pbs: FakePbs) -> None:
+    assert told("site", "start", "page")["new"]
+    fake_pbs.tell("hold", "held by the test")
+    number = Site("page").queue.submit(2, 10, queue="debug-scaling", project="demo", parts=[
+        {"num_nodes": 1, "filter_tags": {"part": "first"}}, {"num_nodes": 1, "filter_tags": {"part": "second"}}])
+    until(lambda: told("queue", "ls", "--site", "page")[0]["state"] == "queued", "it is submitted")
+    assert balsamfut("site", "stop", "page").returncode == 0
+    assert told("site", "start", "page")["new"]
+    fake_pbs.release()
+    with Executor("again", site="page") as ex:
+        calls = [add.options(tags={"part": part})(1, 2) for part in ("first", "second")]
+        assert [call.result(40) for call in calls] == [3, 3]
+        with query.open_site(site) as reader:
+            assert [reader.task(call.task_id).pilot for call in calls] == [number, number + 1]
+            assert [pilot.ended for pilot in reader.pilots()] == [None, None]
+        ex.detach()
