@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from interchange_world import CONFIG, Database, Harness, PretendPilot
 
 from balsamfut import platforms
@@ -231,6 +234,66 @@ def test_what_waits_in_a_full_pilot_goes_to_one_with_a_filter_only_if_that_takes
         yard.now += BALANCE
         yard.tick()
     assert (list(wide.held), list(narrow.held)) == (plain, tagged)
+
+
+TAGS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"))
+PARTS = st.builds(Part, st.just(1), st.sampled_from(["any", "mpi", "serial"]), TAGS)
+STEPS = st.one_of(
+    st.tuples(st.just("call"), TAGS, st.sampled_from([1, 4])),
+    st.tuples(st.just("block"), st.lists(PARTS, min_size=1, max_size=2)),
+    st.tuples(st.sampled_from(["over", "done", "returned", "lost", "fails to start", "restart", "time"])))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEPS, max_size=20), st.randoms(use_true_random=False))
+def test_whatever_happens_a_pilot_has_only_what_it_takes_and_no_task_is_forgotten(
+        steps: list[tuple[Any, ...]], random: Random) -> None:
+    yard = Yard()
+    tags: dict[int, dict[str, str]] = {}
+    for what, *more in steps:
+        live = list(yard.pilots.values())
+        holders = [pilot for pilot in live if pilot.held]
+        if what == "call":
+            wanted, ranks = more
+            tags[yard.call(ranks=ranks, **wanted)[0]] = wanted
+        elif what == "block":
+            first, *others = more[0]
+            if others:
+                yard.block(2, parts=[first, *others])
+            else:
+                yard.block(mode=first.mode, tags=first.tags)
+        elif what == "over" and yard.core.book.blocks:
+            yard.over(random.choice(list(yard.core.book.blocks)))
+        elif what == "restart":
+            yard.restart()
+        elif what == "time":
+            yard.now += 60.0
+            yard.beats()
+            yard.tick()
+        elif holders:
+            pilot = random.choice(holders)
+            fault = {"done": Fault.NONE, "returned": Fault.RETURNED, "lost": Fault.PILOT,
+                     "fails to start": Fault.LAUNCHER}.get(what)
+            if fault is not None:
+                yard.finish_task(pilot, random.choice(list(pilot.held)), fault)
+        yard.turn()
+        for pilot in yard.pilots.values():
+            part = yard.core.book.pilots[pilot.number].part
+            for task in pilot.held:
+                assert part.tags.items() <= tags[task].items()
+                resources = yard.core.book.classes[yard.core.book.tasks[task].cls].spec.resources
+                assert part.mode in ("any", "serial" if resources.serial else "mpi")
+    wide, = yard.block()
+    for _ in range(200):
+        yard.now += 60.0
+        yard.beats()
+        yard.tick()
+        for pilot in yard.pilots.values():
+            for task in list(pilot.held):
+                yard.finish_task(pilot, task, Fault.NONE)
+        yard.turn()
+    assert {task: row["state"] for task, row in yard.db.rows.items() if row["state"] is not TaskState.DONE} == {}
+    assert len(yard.db.rows) == len(tags)
 
 
 # ---- parts
