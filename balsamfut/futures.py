@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from balsamfut import serialize
+from balsamfut.interrupts import Waiting
 from balsamfut.messages import Detail
 from balsamfut.model import AppKind, AppSpec, Extra, TaskState, default_workdir, restored
 from balsamfut.outlog import Span
@@ -226,7 +227,7 @@ class TaskFuture(Future[T]):
             with owner.paused(), self._condition:
                 self._condition.wait_for(self.done, timeout)
         else:
-            with self._condition:
+            with Waiting(), self._condition:
                 self._condition.wait_for(self.done, timeout)
         if self._state not in OVER:
             raise TimeoutError()

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from balsamfut import __version__
+from balsamfut import __version__, interrupts
 from balsamfut.errors import BalsamfutError
 
 Tree = Mapping[str, "str | tuple[str, Mapping[str, str]]"]
@@ -126,6 +126,7 @@ def group() -> click.Group:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    interrupts.heed_once()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")   # a terminal that cannot show a letter is no reason to fail

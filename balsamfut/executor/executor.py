@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from balsamfut import platforms, serialize, sites
+from balsamfut import interrupts, platforms, serialize, sites
 from balsamfut.calls import AppLike, CallPlan, plain_parts
 from balsamfut.context import TaskContext
 from balsamfut.context import current as current_task
@@ -234,14 +234,15 @@ class Executor(concurrent.futures.Executor):
             stack.pop(self)
         elif kind is not None and issubclass(kind, KeyboardInterrupt):
             stack.pop(self)
-            interrupted([self._client])
+            interrupted([self._client], exc)
         elif not self._wait:
             self.detach()
         else:
             try:
-                self.shutdown()
-            except KeyboardInterrupt:
-                interrupted([self._client])
+                with interrupts.Waiting():
+                    self.shutdown()
+            except KeyboardInterrupt as more:
+                interrupted([self._client], more)
                 raise
 
     @property
@@ -271,12 +272,15 @@ def run_chunk(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]
     return [fn(*args) for args in calls]
 
 
-def interrupted(clients: list[Client]) -> None:
+def interrupted(clients: list[Client], exc: BaseException | None) -> None:
     """Ctrl-C: leave without waiting.  What is recorded stays as it is, so that it can be gone on with."""
+    interrupts.came()
     left = sum(len(client.outstanding()) for client in clients)
     if left:
         say(f"interrupted; {left} calls are not over; `balsamfut resume` goes on with them, and so does a re-run of a "
             "script that names its campaign")
+        if exc is not None:
+            interrupts.said(exc)
     for client in clients:
         client.close(abandon=True)
     for client in clients:
@@ -360,15 +364,18 @@ def _hello(token: str, campaign: str | None, pool: Pool, **more: Any) -> Hello:
 
 def _at_exit() -> None:
     """A script that forgot to shut down ends with its tasks done."""
-    clients = open_clients()
-    for client in clients:
-        client.refusal = "cannot schedule new futures after interpreter shutdown"
-        client.close()
+    clients: list[Client] = []
     try:
-        for client in clients:
-            client.join()
+        with interrupts.Waiting():
+            clients = open_clients()
+            for client in clients:
+                client.refusal = "cannot schedule new futures after interpreter shutdown"
+                client.close()
+            for client in clients:
+                client.join()
     except KeyboardInterrupt:
-        interrupted(clients)
+        interrupted(clients, None)
+        interrupts.end_by_signal()
 
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # as concurrent.futures does: before threads are joined
