@@ -61,7 +61,7 @@ class Pilot(msgspec.Struct, frozen=True):
     hosts: Annotated[str, Meta(description=(
         "a file with the names of the hosts of a local pilot, one a line, this host among them, such as a batch job's "
         "$PBS_NODEFILE"))] = ""
-    provider: Annotated[str, Meta(description=(
+    provider: Annotated[Literal["", "pbs", "slurm", "local"], Meta(description=(
         "who is asked for blocks: pbs, slurm or local; empty: the platform's batch system"))] = ""
     mpiexec: Annotated[str, Meta(description=(
         "the MPI launcher, a path or a name on PATH; empty: the platform's, else the one beside the interpreter or on "
@@ -166,7 +166,18 @@ def load(site: Path | str, environ: Mapping[str, str] | None = None) -> Settings
             sources[f"{section}.{key}"] = variable
     _check_defaults(values["defaults"], sources)
     built = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
-    return Settings(**built, defaults=values["defaults"], sources=sources)  # type: ignore[arg-type]
+    made = Settings(**built, defaults=values["defaults"], sources=sources)  # type: ignore[arg-type]
+    _check_bounds(made)
+    return made
+
+
+def _check_bounds(made: Settings) -> None:
+    for least, most in (("min_blocks", "max_blocks"), ("min_nodes", "max_nodes"), ("min_nodes", "total_nodes")):
+        low, high = getattr(made.elastic, least), getattr(made.elastic, most)
+        if 0 < high < low:      # 0: no limit
+            said = [f"{key} = {value} ({made.sources.get(f'elastic.{key}', DEFAULT)})"
+                    for key, value in ((least, low), (most, high))]
+            raise SettingsError(f"[elastic] {said[0]} is more than {said[1]}; right would be at most that")
 
 
 def _read(path: Path) -> dict[str, Any]:

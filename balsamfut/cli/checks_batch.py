@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from balsamfut.cli.checks import Check, Subject, error, ok, warning
+from balsamfut.cli.common import close_names
 from balsamfut.platforms.queues import tables
 from balsamfut.provider import seen
 from balsamfut.provider.commands import Commands, Result
@@ -37,6 +38,7 @@ def batch(subject: Subject) -> Iterator[Check]:
         return
     yield ok("batch", f"{system} answers ({shutil.which(COMMANDS[kind][0])})")
     yield from queues(subject, kind, result.out)
+    yield from elastic(subject)
     yield from project(subject)
 
 
@@ -61,6 +63,15 @@ def queues(subject: Subject, kind: str, answer: str) -> Iterator[Check]:
         more = [each.name for each in there.values() if each.name not in known and not each.routed and each.enabled]
         yield ok("queues", f"{_few([queue.name for queue in table])} are as {system} says"
                  + (f"; {system} has others too: {_few(more)}" if more else ""))
+
+
+def elastic(subject: Subject) -> Iterator[Check]:
+    """The queues that the elastic queue may use, as the settings name them."""
+    known = [queue.name for queue in tables(subject.platform)]
+    for name in subject.settings.elastic.queues.split():
+        if known and name not in known:
+            yield error("queues", f"[elastic] queues names {name}, and {subject.platform.name} has no such queue; "
+                        f"{close_names(name, known)}")
 
 
 def project(subject: Subject) -> Iterator[Check]:

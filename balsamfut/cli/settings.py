@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from balsamfut.cli import common, output
@@ -13,9 +16,10 @@ from balsamfut.cli import common, output
 def command(site: str | None, as_json: bool) -> None:
     """Show every setting of the site, and where its value comes from.
 
+    What the site's platform.toml says is shown as platform.SECTION.KEY; `balsamfut platform show` tells the rest.
     Without a site: what a new one would have.  With --json: {"settings": [{"key", "value", "source"}]}.
     """
-    from balsamfut import settings, sites
+    from balsamfut import platforms, settings, sites
     from balsamfut.errors import UsageError
 
     try:
@@ -24,9 +28,19 @@ def command(site: str | None, as_json: bool) -> None:
         if site is not None:
             raise
         directory = sites.find()
-    found = settings.load(directory).explain()
+    chosen = settings.load(directory)
+    platforms.at(directory, chosen.pilot.platform)      # it is told what is wrong there
+    found = [*chosen.explain(), *_flat("platform", platforms.overrides(directory), str(directory / platforms.FILE))]
     if as_json:
         output.print_json("settings", [{"key": key, "value": value, "source": source} for key, value, source in found])
         return
     output.print_table(("SETTING", "VALUE", "SOURCE"), [
         (key, "" if value is None else value, source) for key, value, source in found], empty="")
+
+
+def _flat(prefix: str, table: dict[str, Any], source: str) -> Iterator[tuple[str, Any, str]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}.{key}", value, source)
+        else:
+            yield f"{prefix}.{key}", value, source

@@ -16,6 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from balsamfut.errors import SettingsError
+from balsamfut.platforms import checking
+
+FILE: Final = "platform.toml"
+"""In a site: what is other there than our description of its machine."""
 
 _HERE: Final = Path(__file__).parent
 _ALIASES: Final = {"perlmutter": "perlmutter-gpu"}
@@ -176,22 +180,27 @@ def workstation(cores: int | None = None, overrides: Mapping[str, Any] | None = 
     return _build(raw)
 
 
+def overrides(site: Path) -> dict[str, Any]:
+    """What a site's `platform.toml` says.  Raises SettingsError where it is not TOML."""
+    path = site / FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+
+
 def at(site: Path, name: str, cores: int | None = None) -> Platform:
     """The platform as a site has it: what its `platform.toml` says, of the same shape, goes before our file.
 
     cores: of a workstation.  Raises SettingsError, also for a file that does not fit.
     """
-    path = site / "platform.toml"
+    said = overrides(site)
     try:
-        overrides = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        overrides = {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
-    try:
-        return workstation(cores, overrides) if name == "workstation" else load(name, overrides)
+        return workstation(cores, said) if name == "workstation" else load(name, said)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}" if overrides else str(error)) from None
+        raise SettingsError(f"{site / FILE}: {error}" if said else str(error)) from None
 
 
 def detect(hostname: str, environ: Mapping[str, str]) -> str:
@@ -243,11 +252,13 @@ def _this_machine(cores: int | None) -> dict[str, Any]:
 
 def _build(raw: dict[str, Any]) -> Platform:
     try:
+        checking.check_names(raw, _File)
+        checking.check_open(raw)
         file = msgspec.convert(raw, _File)
         node = _node(file)
         modes = tuple(node.tiles[0].masks) if node.tiles else ()
     except (msgspec.ValidationError, ValueError) as error:
-        raise SettingsError(f"platform {raw.get('name')!r}: {str(error).replace('`$.', '`')}") from None
+        raise SettingsError(f"platform {raw.get('name')!r}: {checking.plain(error)}") from None
     acc = file.accelerators
     return Platform(file.name, file.verified_on, node, file.max_nodes, file.launcher, file.bind, acc.mask_env,
                     acc.extra_env, acc.mode_env, acc.mode, modes, file.env, file.scheduler, file.network,

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from balsamfut.errors import SettingsError
-from balsamfut.platforms import Platform
+from balsamfut.platforms import Platform, checking
 
 NO_LIMIT: Final = 1 << 30
 
@@ -92,9 +92,10 @@ def tables(platform: Platform) -> tuple[Queue, ...]:
     for number, raw in enumerate(platform.scheduler.get("queues", ()), 1):
         where = f"platform {platform.name!r}: scheduler.queues, {_named(raw, number)}"
         try:
+            checking.check_names(raw if isinstance(raw, Mapping) else {}, _QueueFile, "scheduler.queues")
             found.append(_queue(msgspec.convert(raw, _QueueFile)))
         except (msgspec.ValidationError, ValueError) as error:
-            raise SettingsError(f"{where}: {str(error).replace('`$.', '`')}") from None
+            raise SettingsError(f"{where}: {checking.plain(error)}") from None
     twice = [queue.name for index, queue in enumerate(found) if queue.name in {q.name for q in found[:index]}]
     if twice:
         raise SettingsError(f"platform {platform.name!r}: scheduler.queues has two queues with the name {twice[0]!r}")

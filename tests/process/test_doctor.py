@@ -138,6 +138,11 @@ def test_queues_that_are_not_as_the_table_says_are_told_one_by_one(
     real["prod"]["bands"][2]["walltime"] = [0, 7200]
     del real["capacity"]
     fake_pbs.tell("queues.json", real)
+    settings = tmp_path / "au" / "settings.toml"
+    settings.write_text(settings.read_text().replace('# queues = ""', 'queues = "debgu"'))
+    code, found = doctor(capsys, "-s", "au")
+    assert code == 1 and "names debgu, and aurora has no such queue; did you mean debug" in found["queues"].pop()[1]
+    settings.write_text("[pilot]\nplatform = 'aurora'\n")
     code, found = doctor(capsys, "-s", "au")
     assert code == 0 and {level for level, _ in found["queues"]} == {"warning"}
     texts = [text for _, text in found["queues"]]

@@ -223,3 +223,17 @@ def test_campaigns_of_one_machine_are_resumed_together_and_finished_ones_not_at_
     assert planned(reader, retry_failed=True) == [(machine, ("a", "d")), (Wanted(), ("c", "e"))]
     assert planned(reader, "d") == [(machine, ("d",))]
     assert planned(reader, "b") == []
+
+
+def test_settings_show_what_a_site_says_of_its_machine(
+        run: Any, site_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALSAMFUT_SITE", str(site_dir))
+    (site_dir / "settings.toml").write_text("[pilot]\nplatform = 'aurora'\n")
+    (site_dir / "platform.toml").write_text("[node]\nsmt = 1\n")
+    code, out, _ = run("settings", "--json")
+    shown = {each["key"]: (each["value"], each["source"]) for each in json.loads(out)["settings"]}
+    assert code == 0 and shown["platform.node.smt"] == (1, str(site_dir / "platform.toml"))
+    assert shown["pilot.platform"] == ("aurora", str(site_dir / "settings.toml"))
+    (site_dir / "platform.toml").write_text("[node]\nsmtt = 1\n")
+    code, _, err = run("settings")
+    assert code == 2 and "did you mean smt" in err

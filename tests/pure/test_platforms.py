@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +165,24 @@ def test_the_flavour_of_a_launcher_is_told_by_its_path_or_its_version() -> None:
     assert probe.flavour_of("/usr/bin/mpiexec", "HYDRA build details:\n    Version: 5.0.2") == "hydra"
     assert probe.flavour_of("/usr/bin/mpiexec", "mpiexec (Open MPI) 5.0.11") == "openmpi"
     assert probe.flavour_of("/usr/bin/mpiexec", "something else") == ""
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("[node]\ncoers = '1-4'\n", r"there is no key coers in \[node\]; did you mean cores\?"),
+    ("[shceduler]\nkind = 'pbs'\n", r"there is no table \[shceduler\]; did you mean scheduler\?"),
+    ("cores = 3\n", "there is no key cores outside of the tables"),
+    ("[scheduler]\nkindd = 'pbs'\n", r"there is no key kindd in \[scheduler\]; did you mean kind\?"),
+    ("[scheduler]\nkind = 'pbz'\n", r"\[scheduler\] kind is one of pbs, slurm, local, not 'pbz'"),
+    ("[network]\ncalback_interface = 'x'\n", r"did you mean callback_interface\?"),
+    ("[node]\nsmt = 'x'\n", "node.smt takes a whole number, not a text"),
+    ("[node]\ncores = 4\n", "node.cores takes a text, not a whole number"),
+    ("[[accelerators.tiles]]\nid = '0'\ngpu = 0\nmask = '0'\ncoers = '1'\n",
+     r"there is no key coers in \[accelerators.tiles\]"),
+    ("[node\n", "cannot be read: Expected ']'"),
+    ("a = '\xff'\n", "cannot be read"),
+])
+def test_what_is_wrong_in_a_sites_own_description_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "platform.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError, match=says) as refused:
+        platforms.at(tmp_path, "aurora")
+    assert str(tmp_path / "platform.toml") in str(refused.value)

@@ -55,7 +55,7 @@ def test_a_block_that_runs_counts_against_the_queue_too() -> None:
     ({"name": "x", "nodes": [1, 2]}, "scheduler.queues, 'x': Object missing required field `walltime_min`"),
     ({"nodes": [1, 2], "walltime_min": [5, 60]}, "the entry 1: Object missing required field `name`"),
     ({"name": "x", "nodes": [4, 2], "walltime_min": [5, 60]}, "nodes goes from the least to the most, both"),
-    ({"name": "x", "nodes": [1, 2], "walltime_min": [5, 60], "max_queud": 1}, "unknown field `max_queud`"),
+    ({"name": "x", "nodes": [1, 2], "walltime_min": [5, 60], "max_queud": 1}, "did you mean max_queued"),
     ({"name": "x", "nodes": [1, 2], "walltime_min": [5, 60], "per": "group"}, "'group'"),
     ({"name": "x", "nodes": [1, 2], "walltime_min": [5, 60], "max_queued": -1}, "0 for no limit"),
 ])

@@ -196,3 +196,21 @@ def test_reading_settings_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])
     assert not {"sqlalchemy", "zmq", "jinja2", "click", "rich", "cloudpickle"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("[elastic]\nmin_nodes = 5\nmax_nodes = 3\n", r"min_nodes = 5 \(.*settings.toml\) is more than max_nodes = 3"),
+    ("[elastic]\nmin_blocks = 30\n", r"min_blocks = 30 \(.*settings.toml\) is more than max_blocks = 20 \(default\)"),
+    ("[elastic]\nmin_nodes = 9\ntotal_nodes = 8\n", "min_nodes = 9 .* is more than total_nodes = 8"),
+    ("[pilot]\nprovider = 'pbz'\n", 'provider takes one of "", "local", "pbs", "slurm"'),
+    ("[interchange]\nlease = 0\n", "lease takes a number of at least 1"),
+])
+def test_values_that_contradict_each_other_or_cannot_be_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(SettingsError, match=says):
+        load(tmp_path, {})
+
+
+def test_no_limit_contradicts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[elastic]\nmin_nodes = 5\n")
+    assert load(tmp_path, {}).elastic.max_nodes == 0
