@@ -303,7 +303,7 @@ class NodeNews(Message, frozen=True, tag=9):
 
 
 class TooLate(Message, frozen=True, tag=10):
-    """So little time is left here that tasks of these classes are started no more: send none."""
+    """So little time is left here that tasks of these classes, and no others, are started no more: send none."""
 
     classes: list[Stored]
 

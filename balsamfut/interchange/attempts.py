@@ -8,6 +8,7 @@ ignored, but a success is taken from any attempt while the task is open.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -38,6 +39,8 @@ S = TaskState
 CHARGED: Final = frozenset({Fault.TASK, Fault.WORKER, Fault.WALLTIME, Fault.MEMORY})
 POISON: Final = 5
 """A task that was running when so many pilots or nodes were lost is given to no other."""
+LAST: Final = 60.0
+"""A pilot that is gone so many seconds before its block's end is gone because of that."""
 LAUNCHES: Final = 10
 """A task that could not be started so often fails."""
 BACK_OFF: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -58,6 +61,7 @@ class Attempts:
         self.faults: dict[int, int] = {}              # task -> how often it could not be started
         self.enrolments: dict[int, Enrol] = {}        # with the nodes that are given work
         self.fallen = Fallen()
+        self.cut: list[int] = []                      # tasks that the end of a block has cut off, lately
 
     # ---- pilots come and go
 
@@ -66,6 +70,7 @@ class Attempts:
         book = self.book
         pilot.peer, pilot.heard, pilot.enrolled = peer, now, True
         pilot.skew = skew.of(message.time, now)
+        pilot.ends, pilot.closed, pilot.late = now + message.left if message.left else math.inf, set(), set()
         book.pilot_peers[peer] = pilot
         self.flow.queues.divide([each for each in book.pilots.values() if each.enrolled])
         row = pilot.row
@@ -101,10 +106,11 @@ class Attempts:
         book.writes.pilots.append(pilot.row)
         if pilot.held:
             book.event(now, "pilot-lost", f"{reason}; {len(pilot.held)} tasks go back", pilot=pilot.id)
+        expected = pilot.stopping or pilot.ends - now < LAST
         for task in list(pilot.held.values())[::-1]:
-            if task.state is S.RUNNING:
+            if task.state is S.RUNNING and not expected:
                 task.losses += 1
-            task.fault, task.ended = Fault.PILOT, now
+            task.fault, task.ended = Fault.BLOCK if expected and pilot.block else Fault.PILOT, now
             task.error = f"pilot {pilot.id} was lost: {reason}"
             self.give_back(pilot, task, now)
 
@@ -275,14 +281,13 @@ class Attempts:
             self.book.close(task, S.CANCELLED, now)
             self.flow.over(task, now)
             return
-        if fault is Fault.POOL:
-            self.break_pool(task, report, now)
+        if fault in (Fault.POOL, Fault.LAUNCHER):
+            (self.break_pool if fault is Fault.POOL else self.not_started)(task, report, now)
             return
-        if fault is Fault.LAUNCHER:
-            self.not_started(task, report, now)
-            return
-        if fault in (Fault.NODE, Fault.PILOT):
+        if fault in (Fault.NODE, Fault.PILOT, Fault.BLOCK):
             task.losses += fault is Fault.NODE
+            task.again = report.again or task.again
+            self.cut += [task.id] * (fault is Fault.BLOCK)
             self.again(task, now)
             return
         task.failures += fault in CHARGED

@@ -24,6 +24,10 @@ from balsamfut.queuemessages import Part
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
 _NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
                    BlockState.RUNNING: "does not end"}
+GRACE: Final = 60.0
+"""Seconds that tasks of a block that somebody ends have to stop, if they ask for so many."""
+PARTING: Final = 30.0
+"""... and those that its pilots have to leave after that."""
 PASSES: Final = "that may pass: the same block can be asked for again"
 _NO_BLOCKS: Final = ("the interchange that runs here belongs to a script and has its own machine alone; blocks are for "
                      "sites that are kept: `balsamfut site init`")
@@ -41,6 +45,7 @@ class Batch:
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
+        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and until when they may take
         self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
         self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
         self.news: list[str] = []              # what people were told, for the log
@@ -91,8 +96,28 @@ class Batch:
             why = f"there is no block {message.block} here that is not over; `balsamfut queue ls` lists them"
             self._answer(peer, BlockAnswer(message.request, 0, why))
             return
-        self.withdraw(row, now)
+        self.end(row, now)
         self._answer(peer, BlockAnswer(message.request, row.id, ""))
+
+    def end(self, row: BlockRow, now: float) -> None:
+        """End a block as it would end by itself: its pilots tell their tasks to stop, hand back what they have, and
+        leave.  The batch system ends one whose pilots are not there or do not leave, or that is ended a second time."""
+        pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
+        if row.id in self._ending or not pilots or not all(pilot.enrolled for pilot in pilots):
+            self._ending.pop(row.id, None)
+            self.withdraw(row, now)
+            return
+        self._removed.add(row.id)
+        self._ending[row.id] = now + GRACE + PARTING
+        for pilot in pilots:
+            self.pilots.stop(pilot, GRACE)
+
+    def tick(self, now: float) -> None:
+        """Blocks whose pilots were told to leave, and are still there, are ended by the batch system."""
+        for number in [number for number, when in self._ending.items() if now > when]:
+            del self._ending[number]
+            if (row := self.book.blocks.get(number)) is not None:
+                self.withdraw(row, now)
 
     def withdraw(self, row: BlockRow, now: float) -> None:
         """Have the batch system end a block, if it was asked for it; nobody is told when that has come about."""

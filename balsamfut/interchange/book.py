@@ -8,6 +8,7 @@ before it sends the second.  Pure: no socket, file or clock.
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -76,7 +77,8 @@ class Pilot:
 
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
-                 "capacity", "skew", "block", "part", "filter", "only")
+                 "capacity", "skew", "block", "part", "filter", "only", "ends",
+                 "closed", "late")
 
     def __init__(self, row: PilotRow, block: int = 0, part: Part | None = None) -> None:
         self.row = row
@@ -104,6 +106,9 @@ class Pilot:
         self.deadline = 0.0                       # not enrolled: lost by then
         self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
         self.skew = 0.0                           # seconds by which its clock is ahead of ours
+        self.ends = math.inf                      # when its tasks have to be over, for its block ends (by our clock)
+        self.closed: set[int] = set()             # classes that it says it is too late for ...
+        self.late: set[int] = set()               # ... and those, of what is ready, that we see are
 
     @property
     def id(self) -> int:

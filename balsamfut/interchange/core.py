@@ -11,11 +11,13 @@ Pure: no socket, file, clock, thread or randomness; tokens and times are argumen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from balsamfut.interchange import balance, matcher, orders, unfit
 from balsamfut.interchange.attempts import Attempts, Fits
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Outbox, Pilot, Session
+from balsamfut.interchange.closing import Closing
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.matcher import ReadyQueues
 from balsamfut.interchange.nodes import Nodes
@@ -53,6 +55,7 @@ from balsamfut.messages import (
     Running,
     Settled,
     Submit,
+    TooLate,
     Watch,
 )
 from balsamfut.model import TaskState
@@ -94,6 +97,7 @@ class Core:
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
+        self.closing = Closing(self.book, self.queues, self.attempts, self.sessions)
         self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past)
         self.scaling = Scaling(self.book, self.queues, self.batch, self.pilots, config.elastic, config.paused)
         self.flow.slots = config.first.cores * config.first.nodes
@@ -259,6 +263,8 @@ class Core:
             self.nodes.news(pilot, message, now)
             if message.state is NodeState.UP:
                 self.queues.unfit.clear()      # it may fit now
+        elif isinstance(message, TooLate):
+            pilot.closed = pilot.late = set(message.classes)
         elif isinstance(message, PilotBeat):
             self.book.send_pilot(pilot, BeatAck())
         elif isinstance(message, Leaving):
@@ -294,11 +300,13 @@ class Core:
             if session.peer is not None and not session.watched and now - session.heard > CLIENT_SILENCE:
                 self.sessions.gone(session, now)
         unfit.tell(self.book, self.queues, self.attempts, self.sessions)
+        self.closing.tick(now, alone=not self.config.elastic.enabled)
+        self.batch.tick(now)
         if now - self.balanced >= BALANCE:
             self.balanced = now
             queued = {cls for cls, _, passes in self.queues.lines() if (cls, passes) not in self.queues.unfit}
-            for pilot, tasks in balance.spare(
-                    self.book, list(self.book.pilots.values()), self.attempts.capacity, queued):
+            room = partial(self.closing.room, now=now)
+            for pilot, tasks in balance.spare(self.book, list(self.book.pilots.values()), room, queued):
                 self.book.send_pilot(pilot, Return(0, tasks))
         if not self.config.embedded:
             return
@@ -333,6 +341,7 @@ class Core:
             for cls, *_ in self.queues.lines():
                 for pilot in pilots:
                     self.attempts.capacity(pilot, cls)
+            self.closing.mark(pilots, {line[0] for line in self.queues.lines()}, now)
             for pilot, task in matcher.match(book, self.queues, pilots):
                 self.attempts.assign(pilot, task)
         for number in list(book.told):

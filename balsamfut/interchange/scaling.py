@@ -212,8 +212,9 @@ class Scaling:
 
     def _demand(self, cls: int, ready: int = 0, later: int = 0) -> Demand | None:
         info = self.book.classes[cls]
-        return demand(info.app.name, info.spec.resources, info.spec.options.walltime or 0.0, info.typical, ready, later,
-                      self._packer)
+        options = info.spec.options
+        walltime = 0.0 if options.checkpoint else options.walltime
+        return demand(info.app.name, info.spec.resources, walltime, info.typical, ready, later, self._packer)
 
     def _block(self, row: BlockRow, now: float) -> Block:
         pilot = self.book.pilots.get(row.id)

@@ -129,10 +129,12 @@ class Group:
     def fits(self, remaining: float) -> bool:
         """So much time is enough for another attempt: to be over, or to be stopped as it wants.  Hooks have a time of
         their own."""
-        options, expected = self.task_class.options, self.expected
-        if self.hooks:
-            return True
-        return remaining > options.stop_grace and (options.checkpoint or expected == math.inf or remaining >= expected)
+        options = self.task_class.options
+        if self.hooks or remaining <= options.stop_grace:
+            return self.hooks
+        # What nobody knows may end in time: the place would be empty otherwise.
+        length = options.walltime or (self.cost if self.in_worker else self.run) or 0.0
+        return options.checkpoint or remaining >= length
 
     @property
     def rank(self) -> Rank:

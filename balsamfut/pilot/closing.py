@@ -11,7 +11,7 @@ that is told to stop (Stop) takes the same course in the time that it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, ClassVar, Final
 
 from balsamfut.messages import Expelled, Fault, Stop, TooLate
@@ -37,6 +37,7 @@ class Closing(Sliced):
     _forced = False              # ... which has come
     _looked = 0.0
     _graces: tuple[float, ...] = (USUAL,)     # seconds that groups ask for, in order
+    _closed: Set[int] = frozenset()    # classes that it is too late for, as the interchange was told
     _grouped = 0                 # groups when we last looked which
 
     @property
@@ -82,9 +83,11 @@ class Closing(Sliced):
 
     def _hand_back(self) -> None:
         """What would not be over in time goes to others, and the interchange is to send no more of it."""
-        late = self.planner.late(self._now)
-        if late:
-            self._effects.append(Send(TooLate(sorted({attempt.item.cls for attempt in late}))))
+        late, left = self.planner.late(self._now), self.planner.ends - self._now
+        closed = {group.cls for group in self._groups.values() if isinstance(group, Group) and not group.fits(left)}
+        if late or closed != self._closed:
+            self._closed = closed
+            self._effects.append(Send(TooLate(sorted(closed))))
         for attempt in late:
             self._queue.remove(attempt)
             self._over(attempt, Fault.RETURNED)

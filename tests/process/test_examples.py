@@ -218,3 +218,19 @@ def test_a_wrong_argument_of_an_example_is_one_sentence(site_dir: Path) -> None:
         assert "Traceback" not in done.stderr
         assert arguments[0] in done.stderr.splitlines()[-1]
     assert not DATABASE.exists()
+
+
+# ---- checkpoint
+
+
+def test_checkpoint_goes_on_over_three_blocks_from_where_it_was(
+        site_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(site_dir / "config"))
+    said = run(EXAMPLES / "checkpoint.py", "--seconds", "9", "--steps", "140")
+    walks = re.findall(r"^walk (\d): at (-?\d+) after 140 steps, in (\d) blocks$", said, re.MULTILINE)
+    assert [number for number, _, _ in walks] == ["1", "2"] and all(int(blocks) >= 3 for *_, blocks in walks)
+    outs = sorted((site_dir / "checkpoint-site" / "log").glob("pilot-*/worker-*.out"))
+    begun = re.findall(r"^walk 1 begins at step (\d+), with (\d+) s left$", "".join(map(Path.read_text, outs)), re.M)
+    steps = [int(step) for step, _ in begun]
+    assert steps[0] == 0 and sorted(set(steps)) == steps and len(steps) == int(walks[0][2]), "it began anew"
+    assert all(2 < int(left) < 9 for _, left in begun)

@@ -431,3 +431,31 @@ def test_a_node_whose_clock_is_an_hour_off_works_and_the_times_in_the_database_a
             assert began <= task.submitted <= task.started <= task.ended <= time.time()
             assert task.ended - task.started < time.time() - began
     assert lines(site.said) == [] and site.lost_pilots() == []
+
+
+LONG = """
+    from balsamfut import Executor, app
+
+    @app.shell("read n 2>/dev/null < state || n=0; trap 'echo $n > state; exit 0' TERM; "
+               "while [ $n -lt 105 ]; do n=$((n + 1)); sleep 0.1 & wait $!; done; echo $BALSAMFUT_ATTEMPT",
+               checkpoint=True, stop_grace=2)
+    def counts(): ...
+
+    with Executor("faults", site="faulty"):
+        print("submitted", flush=True)
+        print(counts().result().stdout.read_text(), end="")
+    """
+
+
+def test_a_block_is_over_before_pbs_ends_it_and_its_task_goes_on_in_the_next(site: FaultySite) -> None:
+    site.make()
+    with open(site.said, "w") as said:
+        site.script = start(textwrap.dedent(LONG), site.place, err=said)
+    for number in (1, 2):
+        assert told("queue", "submit", "--site", "faulty", "-n", "1", "-t", "0.2")["id"] == number
+        assert site.until("ended", number).exit_code == 0
+        job = site.pbs.jobs()[-1]
+        assert job["exit_status"] == 0 and "walltime" not in job["comment"], job
+    out, _ = site.script.communicate(timeout=30)
+    assert out == "submitted\n2\n"
+    assert site.lost_pilots() == ["its block has come to its end"] * 2

@@ -185,6 +185,31 @@ def test_a_blocks_pilot_ends_with_its_walltime_and_gives_back_what_it_could_not_
     assert (tmp_path / "marks").read_text() == "xx" and first.fault == "block", "not charged"
 
 
+@app.shell("read n 2>/dev/null < state || n=0; trap 'echo $n > state; exit 0' TERM; "
+           "while [ $n -lt {{ steps }} ]; do n=$((n + 1)); sleep 0.1 & wait $!; done; echo $BALSAMFUT_ATTEMPT: $n",
+           checkpoint=True, stop_grace=5)
+def counts(steps: int) -> None: ...
+
+
+def test_a_block_that_somebody_ends_tells_its_tasks_and_they_go_on_in_another(site: Path) -> None:
+    with Executor("removed", site="kept") as ex:
+        call = counts(40)
+        number = told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")["id"]
+        until(call.running, "it runs")
+        assert balsamfut("queue", "rm", "--site", "kept", str(number)).returncode == 0
+        until(lambda: not told("queue", "ls", "--site", "kept"), "the block is over")
+        block, = told("queue", "ls", "--site", "kept", "--history")
+        assert block["exit_code"] == 0, "its pilot ended by itself"
+        state = int((site / "data" / "00000" / "1" / "state").read_text())
+        assert 0 < state < 40
+        told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
+        assert call.result(30).stdout.read_text() == "2: 40\n"
+        ex.detach()
+    with query.open_site(site) as reader:
+        first = reader.task(1).attempts[0]
+    assert (first.fault, first.error) == ("block", "its block ended while it ran")
+
+
 @pytest.mark.parametrize(("words", "says"), [
     (["-n", "1", "-t", "-3"], "-t"),
     (["-n", "0", "-t", "5"], "-n"),

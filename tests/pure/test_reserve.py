@@ -274,8 +274,8 @@ def test_what_cannot_end_before_the_block_does_is_not_started_and_is_told() -> N
     unsaid = block.submit(TILE_TASK, 10.0)
     assert block.plan() == [short, unsaid]
     block.step()
-    block.now = 1085.0
-    seen = block.submit(TILE_TASK, 10.0)             # its kind took 10 s, and 20 do not fit into 15
+    block.now = 1091.0
+    seen = block.submit(TILE_TASK, 10.0)             # its kind took 10 s, which do not fit into 9
     assert block.plan() == []
     assert [attempt.item.task for attempt in block.planner.late(block.now)] == [long, seen]
     block.planner.ends = 0.0
