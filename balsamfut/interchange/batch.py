@@ -45,7 +45,7 @@ class Batch:
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
-        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and until when they may take
+        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and by when; inf: withdrawn
         self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
         self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
         self.news: list[str] = []              # what people were told, for the log
@@ -104,7 +104,7 @@ class Batch:
         leave.  The batch system ends one whose pilots are not there or do not leave, or that is ended a second time."""
         pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
         if row.id in self._ending or not pilots or not all(pilot.enrolled for pilot in pilots):
-            self._ending.pop(row.id, None)
+            self._ending[row.id] = math.inf
             self.withdraw(row, now)
             return
         self._removed.add(row.id)
@@ -115,9 +115,7 @@ class Batch:
     def tick(self, now: float) -> None:
         """Blocks whose pilots were told to leave, and are still there, are ended by the batch system."""
         for number in [number for number, when in self._ending.items() if now > when]:
-            del self._ending[number]
-            if (row := self.book.blocks.get(number)) is not None:
-                self.withdraw(row, now)
+            self.end(self.book.blocks[number], now)
 
     def withdraw(self, row: BlockRow, now: float) -> None:
         """Have the batch system end a block, if it was asked for it; nobody is told when that has come about."""
@@ -190,6 +188,7 @@ class Batch:
         row.ended, row.exit_code = now, status.exit_code
         self.past.spent += row.nodes * (now - row.started) if row.started else 0.0
         del self.book.blocks[row.id]
+        self._ending.pop(row.id, None)
         pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
         why = row.text or _ended(status.exit_code)
         if row.id in self._removed:

@@ -217,8 +217,9 @@ def test_a_block_that_somebody_ends_comes_to_its_end_by_itself_and_by_the_batch_
     assert [stop.grace for stop in yard.stops] == [GRACE] * 3 and yard.core.batch.orders() == ([], [])
     yard.report(first, Leaving("stopped"))
     yard.over(first.number)
-    yard.client(RemoveBlock(1, second.number))         # once more: at once
-    assert [row.id for row in yard.core.batch.orders()[1]] == [second.number]
+    for _ in range(2):                                 # once more: at once, and so every time
+        yard.client(RemoveBlock(1, second.number))
+        assert [row.id for row in yard.core.batch.orders()[1]] == [second.number]
     yard.later(GRACE + PARTING - 1.0)
     assert yard.core.batch.orders()[1] == []
     yard.later(2.0)
