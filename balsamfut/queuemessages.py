@@ -15,9 +15,10 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     tags: dict[str, str] = {}
 
     def describe(self) -> str:
-        """Which tasks it takes: `any tasks`, `mpi tasks with kind=post`."""
+        """Which tasks it takes: `any tasks`, `tasks with kind=post`, `mpi tasks with kind=post`."""
         tags = " ".join(f"{name}={value}" for name, value in self.tags.items())
-        return f"{self.mode} tasks" + (f" with {tags}" if tags else "")
+        mode = [] if tags and self.mode == "any" else [self.mode]
+        return " ".join([*mode, "tasks", *(["with", tags] if tags else [])])
 
 
 class SubmitBlock(Message, frozen=True, tag=10):
