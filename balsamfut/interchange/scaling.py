@@ -224,11 +224,13 @@ class Scaling:
         elif pilot.enrolled or row.state == BlockState.RUNNING:
             phase = Phase.RUNNING
         started = row.started or (pilot.row.started if pilot is not None else 0.0)
-        running = phase is not Phase.QUEUED
+        end = 0.0 if phase is Phase.QUEUED else started + (row.walltime or DAY)
+        if pilot is not None and pilot.enrolled:
+            end = min(end, pilot.ends)           # by which its tasks have to be over
         return Block(
-            row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted,
-            started + (row.walltime or DAY) if running else 0.0, self._busy(pilot, now) if pilot is not None else 0.0,
-            self._idle.get(row.id, 0.0), bool(row.why), row.takes_everything)
+            row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted, end,
+            self._busy(pilot, now) if pilot is not None else 0.0, self._idle.get(row.id, 0.0), bool(row.why),
+            row.takes_everything)
 
     def _busy(self, pilot: Pilot, now: float) -> float:
         """Node-seconds that what a pilot has will still take."""

@@ -290,6 +290,14 @@ def test_the_view_has_blocks_as_they_stand_and_the_work_that_runs_in_them() -> N
     assert view.spent == pytest.approx(row.nodes * (world.now - row.started))
 
 
+def test_a_blocks_time_is_what_its_pilot_says_is_left_of_it() -> None:
+    world = Campaign()
+    row, peer = running(world)
+    world.core.book.pilots[row.id].ends = world.now + 100.0
+    block, = world.core.scaling.view(world.now).blocks
+    assert block.left(world.now) == pytest.approx(100.0)
+
+
 def test_tasks_that_wait_for_others_are_counted_as_such() -> None:
     world = Campaign()
     first, = world.tasks(1)
