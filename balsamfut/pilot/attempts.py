@@ -204,6 +204,6 @@ def whole(attempt: Attempt) -> bool:
 def needs_finish(attempt: Attempt, ok: bool, timeout: bool) -> bool:
     """A worker has to run hooks, or to clean up, after the command (or after the loss of the function's worker)."""
     hooks, options = attempt.group.app.hooks, attempt.group.task_class.options
-    if ok:
-        return bool(hooks & Hook.POSTPROCESS or options.cleanup_files)
+    if ok:   # of a function that ran on several ranks, the first has done all that
+        return attempt.group.app.kind is not AppKind.PYTHON and bool(hooks & Hook.POSTPROCESS or options.cleanup_files)
     return bool(hooks & Hook.ON_ERROR or (timeout and hooks & Hook.ON_TIMEOUT))

@@ -255,12 +255,17 @@ class Commands:
         job, fault = command.job, verdict.fault
         detail = self._detail(command, returncode)
         key, app = job.key, job.define.name
+        if verdict.cause is Cause.REQUEST and job.resources.launch_params:
+            given = ", ".join(f"{name}={value!r}" for name, value in job.resources.launch_params)
+            refusal = InvalidOption(f"{app} (task {job.task}): {command.flavour} refuses what launch_params ({given}) "
+                                    f"ask for: {verdict.line}")
+            return Commanded(key, returncode, command.started, Fault.TASK, error_payload(refusal), str(refusal), detail)
         if fault not in (Fault.NONE, Fault.TASK):
             text = f"{app} (task {job.task}) on {self._desk.host}: {verdict.line}"
             return Commanded(key, returncode, command.started, fault, error_payload(LaunchFailed(text)), text, detail,
                              verdict.host)
         if command.call is not None:
-            outcome = command.call.outcome()
+            outcome = command.call.outcome(returncode)
             if outcome is not None:
                 ok, payload, error = outcome
                 return Commanded(key, returncode, command.started, Fault.NONE if ok else Fault.TASK, payload, error,

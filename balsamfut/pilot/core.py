@@ -23,7 +23,6 @@ from balsamfut.messages import (
     Fault,
     Kill,
     Launch,
-    Ran,
     Received,
     Return,
 )
@@ -158,14 +157,7 @@ class Core(Closing):
         elif fault not in (Fault.NONE, Fault.TASK) or event.returncode is None:
             self._over(attempt, fault, event.payload, event.error)
         elif needs_finish(attempt, fault is Fault.NONE, False):
-            attempt.ran = event.returncode
-            self.outbox.waiting.append(Ran(*attempt.key, event.returncode, self._now))
-            if not self.hooking:
-                self._over(attempt, Fault.PILOT)     # whoever gets it next runs the hooks alone
-            elif fault is Fault.NONE:
-                self._hooks(attempt, Stage.FINISH)
-            else:
-                self._failed(attempt, fault, event.payload, event.error)
+            self._then_hooks(attempt, event, event.returncode)
         else:
             self._over(attempt, fault, event.payload, event.error)
 

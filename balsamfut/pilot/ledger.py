@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Final
 
 from balsamfut import errors
-from balsamfut.messages import Exited, Fault, Item, Started
-from balsamfut.model import AppSpec, Hook, Payload, Pool, Resources, TaskClass
+from balsamfut.messages import Exited, Fault, Item, Ran, Started
+from balsamfut.model import AppKind, AppSpec, Hook, Payload, Pool, Resources, TaskClass
 from balsamfut.pilot import planner
 from balsamfut.pilot.attempts import first_stage, needs_finish
-from balsamfut.pilot.events import Again, Effect, End, EndWorker, Key, SignalCommand, Steal
+from balsamfut.pilot.events import Again, Commanded, Effect, End, EndWorker, Key, SignalCommand, Steal
 from balsamfut.pilot.hand import Result, Stage
 from balsamfut.pilot.outbox import Outbox
 from balsamfut.pilot.queue import Attempt, Group, Where
@@ -192,6 +192,18 @@ class Ledger:
         text = f"the block ended while task {attempt.item.task} ({group.app.name}) ran"
         attempt.failure, attempt.fault, attempt.error = self._pickle(errors.BlockEnded(text)), cause, error
         self._hooks(attempt, Stage.ABORTED if attempt.stage is Stage.CALL else Stage.FINISH)
+
+    def _then_hooks(self, attempt: Attempt, event: Commanded, returncode: int) -> None:
+        """Its command has run, and hooks of it have not."""
+        if attempt.group.app.kind is not AppKind.PYTHON:      # whose exception only this pilot has
+            attempt.ran = returncode
+            self.outbox.waiting.append(Ran(*attempt.key, returncode, self._now))
+        if not self.hooking:
+            self._over(attempt, Fault.PILOT)     # whoever gets it next runs the hooks alone
+        elif event.fault is Fault.NONE:
+            self._hooks(attempt, Stage.FINISH)
+        else:
+            self._failed(attempt, event.fault, event.payload, event.error)
 
     def _hooks(self, attempt: Attempt, stage: Stage) -> None:
         group = self._group(attempt.item, True)

@@ -49,9 +49,15 @@ class Call:
         self._result = result
         self._gather = gather
 
-    def outcome(self) -> tuple[bool, Payload, str] | None:
-        """(went well, pickled value or exception, one line); None: the ranks left nothing."""
+    def outcome(self, returncode: int) -> tuple[bool, Payload, str] | None:
+        """(went well, pickled value or exception, one line); None: the ranks left nothing, and did not end well.
+
+        returncode: of the launcher.
+        """
         outcome = _read(self._result + ".failed") or _read(self._result)
+        if outcome is None and returncode == 0:
+            text = "rank 0 ended without a value, though well: it, or a library, called os._exit before it returned"
+            return False, error_payload(WorkerLost(text)), text
         if outcome is None:
             return None
         if outcome.ok and self._gather:

@@ -23,7 +23,7 @@ class Cause(enum.Enum):
     NONE = Fault.NONE, 0
     TASK = Fault.TASK, 1        # a rank's exit code
     SIGNAL = Fault.TASK, 2      # a rank died from a signal
-    REQUEST = Fault.TASK, 3     # the launcher refuses what it was asked for, and will do so again
+    REQUEST = Fault.LAUNCHER, 3    # the launcher refuses what it was asked for: by us, or by the task's launch_params
     LAUNCHER = Fault.LAUNCHER, 4
     VNI = Fault.LAUNCHER, 5     # no Slingshot network isolation key was left: it works without one
     NODE = Fault.NODE, 6
@@ -76,7 +76,7 @@ _TEXT: Final[dict[str, Rules]] = {
         (r"=\s+(BAD TERMINATION OF|EXIT CODE: ).*", Cause.TASK),   # before the lines of proxies that lose their ranks
         (r"ssh: connect to host (?P<host>\S+) .*", Cause.LAUNCHER),
         (r"ssh: .*", Cause.LAUNCHER),
-        (r"\[(mpiexec|proxy).*unrecognized argument.*", Cause.REQUEST),
+        (r"\[(mpiexec|proxy).*(unrecognized (argument|directive)|unable to find interface).*", Cause.REQUEST),
         (r"\[(mpiexec|proxy).*(bind process failed|cpubind failed|execvp error)", Cause.LAUNCHER),
         (r"\[(mpiexec|proxy).*(Launch proxy failed|unable to .*|[Cc]ould not .*|error parsing .*)", Cause.LAUNCHER),
     ),

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ import pytest
 from playing import Interchange, playing
 
 from balsamfut import platforms, serialize
-from balsamfut.errors import ShellError
+from balsamfut.context import TaskView
+from balsamfut.errors import InvalidOption, ShellError, WorkerLost
 from balsamfut.messages import Fault
 from balsamfut.model import AppKind, Extra, Hook, Options, Pool, Resources
 from balsamfut.pilot import commands
@@ -374,6 +376,47 @@ def test_a_rank_that_dies_under_this_machines_mpiexec_ends_the_call_and_the_next
     error = play.error(play.run(play.app(function, resources=resources)))
     assert isinstance(error, ShellError)
     assert play.value(play.run(play.app(_summed, resources=resources))) == 2
+
+
+def _leaves() -> None:
+    os._exit(0)
+
+
+def _counts(task: TaskView) -> str:
+    with open(task.workdir / "hooked", "a") as file:
+        file.write("x")
+    return f"{task.result} {(task.workdir / 'hooked').read_text()}"
+
+
+def test_a_rank_0_that_leaves_without_a_value_is_an_error_that_says_so(play: Interchange, mpi: None) -> None:
+    error = play.error(play.run(play.app(_leaves, resources=Resources(ranks_per_node=2))))
+    assert isinstance(error, WorkerLost) and "rank 0 ended without a value" in str(error)
+
+
+def test_the_postprocess_hook_of_a_function_on_several_ranks_runs_once_and_sees_the_value(
+        play: Interchange, mpi: None) -> None:
+    app = play.app(_summed, resources=Resources(ranks_per_node=2), hooks={"postprocess": _counts})
+    assert play.value(play.run(app)) == "2 x"
+
+
+def test_what_a_launcher_refuses_for_launch_params_is_the_tasks_error_and_names_them(
+        play: Interchange, mpich: None) -> None:
+    resources = Resources(ranks_per_node=2, launch_params=(("iface", "nowhere0"),))
+    task = play.run(play.app(_summed, resources=resources))
+    error = play.error(task)
+    assert play.end(task).fault is Fault.TASK and isinstance(error, InvalidOption)
+    assert "hydra refuses what launch_params (iface='nowhere0') ask for: [mpiexec@" in str(error)
+
+
+@pytest.mark.parametrize("words", ["-bogus", "-iface nowhere0"])
+def test_what_a_launcher_refuses_though_the_task_asked_for_nothing_is_not_charged(
+        mpich: None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "mpiexec"
+    real = shutil.which("mpiexec") or Path(sys.executable).with_name("mpiexec")
+    odd.write_text(f'#!/bin/sh\nexec {real} {words} "$@"\n')
+    odd.chmod(0o755)
+    rig = Rig(tmp_path, monkeypatch, Launcher(flavour="hydra", exe=str(odd)))
+    assert rig.run("true", Resources(ranks_per_node=2)).fault is Fault.LAUNCHER
 
 
 def test_an_exception_of_a_rank_arrives_as_itself_under_this_machines_mpiexec(play: Interchange, mpi: None) -> None:

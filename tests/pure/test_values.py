@@ -151,6 +151,7 @@ def test_options_of_paths_and_names(given_: dict[str, object], fields: dict[str,
     ("stop_grace", -1, "not negative"),
     ("stop_grace", math.nan, "a duration"),
     ("launch_params", {"": 1}, "'' is not a name"),
+    ("launch_params", {"--cpu-bind": "core"}, "names like cpu_bind, to values; '--cpu-bind' is not a name"),
 ])
 def test_a_wrong_value_is_refused_with_what_would_be_right(name: str, written: object, want: str) -> None:
     with pytest.raises(InvalidOption, match=want):

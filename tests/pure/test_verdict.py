@@ -53,6 +53,8 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
     ("openmpi", 139, ("prterun noticed that process rank 1 with PID 26424 on node vm exited on\n"
                       "signal 11 (Segmentation fault)."),
      Cause.SIGNAL, "exit code 139 (a process was ended by signal 11 (SIGSEGV))"),
+    ("hydra", 255, '[proxy:0@vm] get_hw_obj_list (hwloc.c:378): unrecognized directive "bogus"', Cause.REQUEST, None),
+    ("hydra", 255, "[mpiexec@vm] HYDU_sock_get_iface_ip (sock.c:447): unable to find interface", Cause.REQUEST, None),
     ("openmpi", 213, "An unrecognized option was included on the mpiexec command line:", Cause.REQUEST, None),
     ("openmpi", 213, "", Cause.REQUEST, None),
     ("openmpi", 1, "There are not enough slots available in the system to satisfy the 2", Cause.LAUNCHER, None),
@@ -114,8 +116,8 @@ def test_nobody_is_blamed_for_what_may_be_anybodys(flavour: str, text: str) -> N
     assert verdict.judge(flavour, 1, text).host == ""
 
 
-def test_a_request_that_is_refused_fails_the_task_and_what_the_launcher_cannot_do_now_does_not() -> None:
-    assert verdict.judge("hydra", 255, "[mpiexec@vm] match_arg: unrecognized argument bogus").fault is Fault.TASK
+def test_what_the_launcher_refuses_or_cannot_do_now_is_not_the_tasks_failure() -> None:
+    assert verdict.judge("hydra", 255, "[mpiexec@vm] match_arg: unrecognized argument bogus").fault is Fault.LAUNCHER
     assert verdict.judge("pals", 1, "start failed on x1: No VNIs available").fault is Fault.LAUNCHER
     assert verdict.judge("pals", 137, "x1: shepherd died from signal 9").fault is Fault.NODE
     assert verdict.judge("pals", 0, "ping failed on x1: No reply from x2 after 87s").fault is Fault.NONE
