@@ -134,6 +134,8 @@ class Core:
             if message.parent and self.book.find(message.parent) is None:
                 want.tasks = {message.parent} - self.requests.found.missing
             known = self.book.tokens.get(message.token)
+            if known is None and not message.observer and not self.requests.found.looked:
+                want.token = message.token
             number = known.row.campaign if known else self.book.campaign_names.get(message.campaign or "", 0)
             if number and number not in self.book.active and not message.observer:
                 want.campaign = number
@@ -167,6 +169,7 @@ class Core:
         mine.calls.update(found.calls)
         mine.keys.update(found.keys)
         mine.cached.update(found.cached)
+        mine.used |= found.used
         loaded = mine.complete(want, [*found.tasks, *found.calls.values(), *found.keys.values()], self.book)
         here = {s.id for s in self.book.sessions.values() if s.peer is not None or (token and s.row.token == token)}
         if want.campaign is not None:
@@ -218,7 +221,7 @@ class Core:
             self.sessions.gone(session, now, said_so=True)
 
     def hello(self, peer: bytes, message: Hello, now: float) -> None:
-        session = self.sessions.hello(peer, message, now)
+        session = self.sessions.hello(peer, message, now, used=self.requests.found.used)
         if session is None:
             return
         self.alone_since = now      # whoever comes is given the time to say what for

@@ -107,4 +107,6 @@ class Recorder:
             found.keys = self._store.find_keys(*want.keys)
         if want.cached:
             found.cached = self._store.find_cached(want.cached)
+        if want.token:
+            found.used = self._store.had_session(want.token)
         return found

@@ -30,9 +30,10 @@ class Wanted:
     cached: list[bytes] = field(default_factory=list)                   # keys of apps with cache=True
     campaign: int | None = None                                         # its open tasks; 0: of all campaigns
     retry_failed: bool = False                                          # ... and those that failed
+    token: str = ""                                                     # whether a session ever had it
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.calls or self.keys or self.cached or self.campaign is not None)
+        return bool(self.tasks or self.calls or self.keys or self.cached or self.campaign is not None or self.token)
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Found:
     calls: dict[int, Task] = field(default_factory=dict)
     keys: dict[tuple[bytes, int], Task] = field(default_factory=dict)
     cached: dict[bytes, Task] = field(default_factory=dict)
+    used: bool = False                                                  # a session had the token
 
     def complete(self, want: Wanted, loaded: list[Task], book: Book) -> list[Task]:
         """The tasks that were read, once all that they wait for is there too: they are linked to it when adopted."""

@@ -58,10 +58,11 @@ class Sessions:
         self.shape = config.first
         self.stopping = ""         # why this interchange is ending, if it is
 
-    def hello(self, peer: bytes, message: Hello, now: float) -> Session | None:
-        """A client is here, new or again; None where it is refused."""
+    def hello(self, peer: bytes, message: Hello, now: float, used: bool = False) -> Session | None:
+        """A client is here, new or again; None where it is refused.  used: a session that is over had its token."""
         book = self.book
-        refusal = self.refusal(message)
+        refusal = self.refusal(message) or (
+            Refused("SiteError", "the session of this token is over: open a new one") if used else None)
         if refusal is not None:
             book.out.clients.setdefault(peer, []).append(refusal)
             return None

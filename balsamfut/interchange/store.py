@@ -356,6 +356,12 @@ class Store:
             newest = [id for some in _chunks(keys) for (id,) in connection.execute(query.where(c.key.in_(some)))]
             return {t.spec.key or b"": t for t in self._by_ids(connection, newest).values()}
 
+    def had_session(self, token: str) -> bool:
+        """Whether there is, or was, a session of this token."""
+        c = schema.sessions.c
+        with self._transaction("read") as connection:
+            return connection.execute(sa.select(c.id).where(c.token == token)).first() is not None
+
     def counts(self, campaign: int | None = None) -> dict[TaskState, int]:
         """How many tasks of a campaign (None: of all) are in each state; states that none is in are left out."""
         c = schema.tasks.c

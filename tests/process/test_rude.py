@@ -24,6 +24,7 @@ from balsamfut.interchange import files
 from balsamfut.messages import (
     PROTOCOL,
     Beat,
+    Bye,
     Cancel,
     Enrol,
     FromClient,
@@ -40,6 +41,7 @@ from balsamfut.messages import (
     ToClient,
     ToPilot,
     Watch,
+    Welcome,
 )
 from balsamfut.model import AppKind, AppSpec, Options, Pool, Resources, TaskClass, TaskSpec
 from balsamfut.wire import Link, Poller
@@ -140,6 +142,23 @@ def test_messages_without_sense_do_not_end_the_interchange(ex: Executor, what: s
     poller.poll(0.3)
     poller.unregister(link)
     link.close(0.2)
+
+
+def test_a_session_that_is_over_is_not_opened_again_by_its_token(ex: Executor) -> None:
+    hello = Hello(PROTOCOL, "over", None, os.getpid(), os.uname().nodename)
+    answers: list[Message] = []
+    for message in (hello, Bye(), hello):
+        link, poller = Link(said(ex)["clients"], ToClient), Poller()
+        poller.register(link)
+        if isinstance(message, Bye):
+            link.send(hello)
+        link.send(message)
+        poller.poll(5.0)
+        answers += link.receive(1)
+        poller.unregister(link)
+        link.close(0.2)
+    assert [type(answer) for answer in answers] == [Welcome, Welcome, Refused]
+    assert "the session of this token is over" in answers[-1].text  # type: ignore[attr-defined]
 
 
 def test_noise_at_the_doors_does_not_end_the_interchange(ex: Executor) -> None:

@@ -100,6 +100,7 @@ class Database:
                 row = self.rows[i]
                 ids |= {i, *row["spec"].needs, *(row["joins"] or ())}  # type: ignore[attr-defined,misc]
         found.tasks = [self.task(i) for i in sorted(ids)]
+        found.used = any(row.token == want.token for row in self.world.sessions)
         if want.calls is not None:
             session, ns = want.calls
             found.calls = {row["spec"].n: self.task(i) for i, row in self.rows.items()  # type: ignore[attr-defined]
