@@ -33,7 +33,7 @@ from simulated_pbs import HOUR, SimulatedPbs  # noqa: E402
 
 from balsamfut import platforms  # noqa: E402
 from balsamfut.interchange.backlog import STARTUP, Block, Cover, Demand, Phase  # noqa: E402
-from balsamfut.interchange.elastic import FILL, Decision, Release, Submit, View, counted, decide  # noqa: E402
+from balsamfut.interchange.elastic import FILL, Decision, Plan, Release, Submit, View, counted, decide  # noqa: E402
 from balsamfut.interchange.waits import Wait  # noqa: E402
 from balsamfut.platforms import queues  # noqa: E402
 from balsamfut.settings import Elastic  # noqa: E402
@@ -89,8 +89,8 @@ class Running:
         self.free = [TILES] * nodes
         self.by_free: list[set[int]] = [set() for _ in range(TILES)] + [set(range(nodes))]
         self.tasks = 0
-        self.until = 0.0         # node-seconds: sum of the declared ends of what runs, weighted with its nodes
         self.idle_since = start
+        self.until = end        # nothing is started that does not end by then
 
     def place(self, kind: Kind) -> list[int] | None:
         if kind.tiles == TILES:
@@ -119,7 +119,7 @@ class Running:
 
     def fill(self, kinds: list[Kind], now: float) -> Iterator[tuple[Kind, float, list[int]]]:
         """Widest and longest first, of what may end in time; empty nodes are kept for a wide task that waits."""
-        left = self.end - now - ENDS
+        left = min(self.end, self.until) - now - ENDS
         for kind in kinds:
             if not kind.runs or kind.declared > left or kind.nodes > self.nodes:
                 continue
@@ -129,17 +129,17 @@ class Running:
                 return
 
 
-Policy = Callable[[View], tuple[Decision, ...]]
+Policy = Callable[[View], Plan]
 
 
 def elastic() -> Policy:
     surplus: Mapping[str, float] = {}
 
-    def policy(view: View) -> tuple[Decision, ...]:
+    def policy(view: View) -> Plan:
         nonlocal surplus
         plan = decide(view, surplus)
         surplus = plan.surplus
-        return plan.decisions
+        return plan
 
     return policy
 
@@ -147,19 +147,20 @@ def elastic() -> Policy:
 def fixed(queue: str, nodes: int, wall: float) -> Policy:
     """As many blocks of one shape as the work needs."""
 
-    def policy(view: View) -> tuple[Decision, ...]:
+    def policy(view: View) -> Plan:
         table = next(each for each in view.queues if each.name == queue)
         found: list[Decision] = [Release(block.token, "idle") for block in view.blocks if block.idle_since
                                  and view.now - block.idle_since >= view.settings.idle]
         if not any(demand.count for demand in view.demands):
-            return (*found, *(Release(block.token, "done") for block in view.blocks if block.phase is Phase.QUEUED))
+            found += [Release(block.token, "done") for block in view.blocks if block.phase is Phase.QUEUED]
+            return Plan(tuple(found), ())
         cover = Cover(view.demands, view.blocks, view.now, FILL)
         for _ in range(table.room(counted(table, view.blocks, view.taken))):
             if cover.left <= 0.0:
                 break
             cover.add(nodes, wall - STARTUP, 1.0)
             found.append(Submit(queue, nodes, wall, "needed"))
-        return tuple(found)
+        return Plan(tuple(found), ())
 
     return policy
 
@@ -238,10 +239,11 @@ class World:
             self._tell(now, f"block {number} is over, {self.left} tasks are left")
 
     def _ask(self, now: float) -> None:
-        for block in self.running.values():
-            self._fill(block, now)
         view = self.view(now)
-        for decision in self.policy(view):
+        plan = self.policy(view)
+        for block in self.running.values():
+            block.until = plan.ends.get(str(block.number), block.end)
+        for decision in plan.decisions:
             self._tell(now, str(decision))
             if isinstance(decision, Submit):
                 self.late += not self.left
@@ -249,6 +251,8 @@ class World:
             else:
                 self.pbs.cancel(now, int(decision.token))
         self._blocks(now)
+        for block in self.running.values():
+            self._fill(block, now)
 
     def _tell(self, now: float, text: str) -> None:
         self.story.append(f"{now / HOUR:8.2f} h  {text}")

@@ -22,7 +22,7 @@ UNKNOWN: Final = 600.0
 """Seconds that a task is taken for of which nothing is said and nothing was seen."""
 DOUBT: Final = 2.0
 """A task that declares no walltime is given to blocks that have so many times its typical run time left."""
-_LAST: Final = 0.75      # part of its run time that the last task of a place runs when there is no time for another
+LAST: Final = 0.75      # part of its run time that the last task of a place runs when there is no time for another
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Demand(msgspec.Struct, frozen=True):
         """Node-seconds of such tasks that so many nodes do in the seconds that are left."""
         if left < self.span or nodes < self.nodes:
             return 0.0
-        return nodes // self.nodes * self.nodes * min(left, max(self.seconds, left - self.span + _LAST * self.seconds))
+        return nodes // self.nodes * self.nodes * min(left, max(self.seconds, left - self.span + LAST * self.seconds))
 
 
 class Phase(enum.IntEnum):

@@ -15,6 +15,8 @@ from typing import Final
 import msgspec
 
 from balsamfut.interchange.backlog import STARTUP, Block, Cover, Demand, Phase
+from balsamfut.interchange.ending import ends
+from balsamfut.interchange.hedging import one_more, too_late
 from balsamfut.interchange.shapes import FOREVER, Bounds, Market, Shape, part_by, shapes, starts_in
 from balsamfut.interchange.waits import HOUR, Wait, Waits
 from balsamfut.platforms.queues import NO_LIMIT, Queue, Taken, refusal, span
@@ -26,7 +28,7 @@ SPARE: Final = 0.7
 """... and one that waits is withdrawn when the others have to do no more than this."""
 LITTLE: Final = 0.02     # of the work that is ready: no block is asked for that much while others are there
 LASTS: Final = 300.0     # seconds that a surplus has to last
-ROWS: Final = 8          # tasks in a row on each place, so that few places are idle while the last ones run ...
+ROWS: Final = 5          # tasks in a row on each place, so that few places are idle while the last ones run ...
 ANYWAY: Final = 64       # ... but so many nodes are asked for whatever that costs
 AT_ONCE: Final = 4       # blocks asked for in one turn: a mistake shows before it is made a hundred times
 LONGEST_PAUSE: Final = HOUR
@@ -80,6 +82,7 @@ class Plan(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]                   # for people: what is done, or why nothing is
     surplus: Mapping[str, float] = {}        # block that waits for nothing -> since when
     finish: float = 0.0                      # seconds until the work that is ready may be done; 0.0: not known
+    ends: Mapping[str, float] = {}           # block -> Unix time by which what it is given from now on has to end
 
 
 def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
@@ -104,7 +107,8 @@ def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
         withdrawn = _surplus(view, held, counts, surplus or {}, lasting)
         released += withdrawn
     decisions: tuple[Decision, ...] = (*submits, *released)
-    return Plan(decisions, (*lines, *(_said(decision) for decision in decisions)), lasting, finish)
+    return Plan(decisions, (*lines, *(_said(decision) for decision in decisions)), lasting, finish,
+                ends(view.demands, held, view.now))
 
 
 def _said(decision: Decision) -> str:
@@ -143,14 +147,18 @@ def _surplus(view: View, held: Sequence[Block], counts: Mapping[str, float], bef
     wanted = any(demand.count or demand.later for demand in view.demands)
     keep = view.settings.min_blocks if wanted else 0
     patience = max(LASTS, view.settings.idle) if wanted else view.settings.idle
+    large = Cover(view.demands, (), view.now, FILL, later=True).useful() // ROWS > ANYWAY
     released: list[Release] = []
     rest = [block for block in held if block.serves]
     for block in waiting:
         others = [other for other in rest if other is not block]
         if len(others) < keep:
             break
-        cover = Cover(view.demands, others, view.now, SPARE, counts=counts, later=True)
-        if cover.left > 0.0:
+        if large:
+            needed = not too_late(view.demands, rest, block, view.seen, view.now)
+        else:
+            needed = Cover(view.demands, others, view.now, SPARE, counts=counts, later=True).left > 0.0
+        if needed:
             continue
         lasting[block.token] = before.get(block.token, view.now)
         if view.now - lasting[block.token] >= patience and not (released and wanted):
@@ -206,6 +214,11 @@ class _Planner:
             homeless = next((i for i, is_so in enumerate(cover.homeless) if is_so and i not in placeless), None)
             over = sum(left for i, left in enumerate(cover.over) if i not in placeless)
             if homeless is None and (over <= (LITTLE * self._need if self._held or found else 0.0)) and lacking <= 0:
+                shape = self._hedge(market) if self._large and not found else None
+                if shape is None:
+                    break
+                market.take(shape)
+                found.append(self._submit(shape, cover, homeless, over, lacking, earliest))
                 break
             if over > 0.0:
                 shape = market.choose(cover, earliest, homeless)
@@ -213,7 +226,7 @@ class _Planner:
                 shape = market.choose(self._all, earliest, 0)
             if shape is not None:
                 market.take(shape)
-                found.append(self._submit(shape, cover, homeless, over, earliest))
+                found.append(self._submit(shape, cover, homeless, over, lacking, earliest))
                 lacking -= 1
             elif homeless is None:
                 break
@@ -224,12 +237,20 @@ class _Planner:
             lines += self._why_none(cover)
         return found, earliest if earliest < FOREVER else 0.0
 
-    def _submit(self, shape: Shape, cover: Cover, homeless: int | None, over: float, earliest: float) -> Submit:
+    def _hedge(self, market: Market) -> Shape | None:
+        if not self._held:
+            return None
+        return one_more(self.view.demands, self._all.useful(), self._held, market, self._waits, self.view.now)
+
+    def _submit(self, shape: Shape, cover: Cover, homeless: int | None, over: float, lacking: int,
+                earliest: float) -> Submit:
         if homeless is not None and self._held:
             hard = cover.demands[homeless]
             why = f"no block that there is could run {hard.name} ({_nodes(hard.nodes)}, {span(hard.span)} each)"
-        elif over > 0.0:
+        elif over > LITTLE * self._need or not self._held:
             why = f"{over / HOUR:.3g} node-hours are ready for which there is no block"
+        elif lacking <= 0:
+            why = "those that wait may be late"
         else:
             why = f"there are to be at least {self.view.settings.min_blocks} blocks"
         left = shape.wall - STARTUP

@@ -105,7 +105,7 @@ class ReadyQueues:
 def allowance(book: Book, pilot: Pilot, cls: int) -> int:
     """How many tasks of a class a pilot may hold: what it can run at once, and some ahead."""
     fits = pilot.capacity.get(cls, 0)
-    if fits <= 0 or cls in pilot.late:
+    if fits <= 0 or cls in pilot.late or cls in pilot.barred:
         return 0
     typical = book.classes[cls].typical
     if typical < 0.0:

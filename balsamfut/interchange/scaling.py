@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from balsamfut.errors import SettingsError
 from balsamfut.interchange.backlog import Block, Demand, Phase, demand
 from balsamfut.interchange.batch import Batch
@@ -105,6 +107,7 @@ class Scaling:
         self._next = now + max(PERIOD, len(self.book.tasks) / COUNTED)
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
+        self._bar(plan, now)
         unsettled = self._unsettled(now)
         for decision in plan.decisions:
             if not isinstance(decision, Submit):
@@ -118,7 +121,7 @@ class Scaling:
         """What is to be done, and why."""
         view = self.view(now)
         plan = decide(view, self._surplus)
-        return Plan(plan.decisions, (*self._before(), *plan.lines), plan.surplus, plan.finish)
+        return msgspec.structs.replace(plan, lines=(*self._before(), *plan.lines))
 
     def _hindrance(self) -> str:
         """Why nothing can be asked for, whatever waits."""
@@ -169,6 +172,16 @@ class Scaling:
             if now - since > HANGS:
                 self._leaving[token] = now
                 self.batch.withdraw(there[token], now)
+
+    def _bar(self, plan: Plan, now: float) -> None:
+        """Blocks that are to be done before the others are given nothing that takes longer."""
+        spans = {cls: each.span for cls in self._counts(TaskState.READY) if (each := self._demand(cls))} if (
+            plan.ends) else {}
+        for pilot in self.book.pilots.values():
+            row = self.book.blocks.get(pilot.block)
+            end = plan.ends.get(row.token) if row is not None else None
+            pilot.barred = frozenset() if end is None else frozenset(
+                cls for cls, seconds in spans.items() if seconds > end - now)
 
     def _release(self, row: BlockRow, why: str, now: float) -> None:
         pilot = self.book.pilots.get(row.id)

@@ -23,7 +23,7 @@ WALLS: Final = tuple(60.0 * minutes for minutes in (
 FOREVER: Final = 365 * 24 * HOUR
 GOOD: Final = 0.92       # part of a block's time that it has work for: less is wasteful where more is to be had
 NEARLY: Final = 0.87     # shapes that do this part of what the best one does are as good, and the cheapest is taken
-SPARE_TIME: Final = 1.5
+SPARE_TIME: Final = 1.0
 """A block asks for so many times the walltime that is planned for: when others are late it can go on, and what it does
 not need it gives back."""
 
@@ -59,7 +59,6 @@ def shapes(queue: Queue, bounds: Bounds, waits: Waits) -> list[Shape]:
     """What may be asked of a queue: widths by powers of two and what it ends with, walltimes of the ladder."""
     low, high = max(queue.min_nodes, bounds.min_nodes), min(queue.max_nodes, bounds.max_nodes)
     widths = {1 << power for power in range(20)} | {low, high}
-    widths |= {edge for band in queue.bands for edge in (band.min_nodes, band.max_nodes)}
     found = []
     for nodes in sorted(width for width in widths if low <= width <= high):
         longest = min(queue.longest(nodes), bounds.max_wall)
@@ -180,6 +179,15 @@ class Market:
                 and hard.usable(shape.nodes, shape.wall - STARTUP)]
         least = min((shape.nodes for shape in able), default=0)
         return [shape for shape in able if shape.nodes == least]
+
+    def within(self, nodes: int) -> list[tuple[Shape, int]]:
+        """The shapes of at most so many nodes that may be asked for now, and how many of each."""
+        found = []
+        for queue, some in self._offers.items():
+            places = min(self.places.get(queue, 0), self.blocks)
+            found += [(shape, places) for shape in some
+                      if places > 0 and shape.nodes <= min(self.nodes, nodes) and shape.cost <= self.budget]
+        return found
 
     def take(self, shape: Shape) -> None:
         """A block of this shape is asked for."""

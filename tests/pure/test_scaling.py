@@ -11,8 +11,10 @@ from interchange_world import CONFIG, Database, Harness
 
 from balsamfut import platforms
 from balsamfut.errors import SettingsError
+from balsamfut.interchange import scaling
 from balsamfut.interchange.backlog import Phase
 from balsamfut.interchange.core import Core
+from balsamfut.interchange.elastic import Plan
 from balsamfut.interchange.records import BlockRow, Writes
 from balsamfut.interchange.scaling import COUNTED, HANGS, PERIOD, SETTLES, offers, pairs
 from balsamfut.messages import (
@@ -351,3 +353,24 @@ def test_a_machine_whose_queues_are_not_described_is_asked_for_what_the_settings
     assert [(each.name, each.max_nodes, each.max_wall) for each in named] == [("a", 3, 2 * HOUR), ("b", 3, 2 * HOUR)]
     here, = offers((), "local", 1, Elastic())
     assert (here.max_nodes, here.max_running, here.max_queued) == (1, 1, 1)
+
+
+def test_a_block_that_is_to_be_done_first_is_given_nothing_that_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Campaign()
+    world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    (row,) = world.wanted
+    ends = {row.token: world.now + HOUR}
+    monkeypatch.setattr(scaling, "decide", lambda view, surplus: Plan((), (), ends=ends))
+    cls = next(iter(world.core.book.classes.values()))
+    cls.spec = msgspec.structs.replace(cls.spec, options=msgspec.structs.replace(cls.spec.options, walltime=2 * HOUR))
+    world.wait(PERIOD + SETTLES)
+    held = world.pilots[world.begin(row)].held
+    world.wait(2 * PERIOD)
+    first = len(held)
+    world.tasks(40)
+    world.wait(2 * PERIOD)
+    assert len(held) == first
+    ends.clear()
+    world.wait(2 * PERIOD)
+    assert len(held) > first
