@@ -7,13 +7,14 @@ If it does not, a new one is started here, which looks for itself whether the ol
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from balsamfut import connection, settings
 from balsamfut.connection import Connection
-from balsamfut.errors import BalsamfutError, SiteError
+from balsamfut.errors import BalsamfutError, ProtocolMismatch, SiteError
 from balsamfut.executor import local
 from balsamfut.executor.line import Line
 from balsamfut.messages import PROTOCOL, Hello
@@ -29,21 +30,28 @@ ANSWER: Final = 5.0
 def start_site(site: Path, *, take_over: bool = False) -> tuple[Connection, bool]:
     """Have the interchange of a site that is kept running; the second value says that it was not before.
 
-    take_over: one that runs on another host, or is stopped on this one, is replaced without a question.  Raises
-    SiteTaken where one lives on another host that cannot be reached, else as local.find_or_start does.
+    take_over: one that runs on another host is replaced, and one that is stopped on this host killed, without a
+    question.  Raises SiteTaken where one lives on another host that cannot be reached, else as find_or_start does.
     """
     settings.load(site)     # what is wrong is told before anything is made
+    found = connection.read(site)
+    if _serves(found, site, take_over):
+        return local.checked(site, found), False
     _check_room(site)
     with local.turn(site):
-        found = connection.read(site)
-        if found is not None and not (take_over and _may_be_replaced(found)) and lives(site, found):
-            return local.checked(site, found), False
+        now = connection.read(site)         # somebody may have been faster
+        if now != found and _serves(now, site, take_over):
+            return local.checked(site, now), False
+        if take_over and now is not None and now.here and connection.stopped(now):
+            os.kill(now.pid, signal.SIGKILL)    # it may hang in the middle of a transaction, and hold a lock
         return local.start(site, ["--take-over"] if take_over else []), True
 
 
-def _may_be_replaced(found: Connection) -> bool:
-    """It is on another host, or does not answer on this one."""
-    return not found.here or connection.stopped(found)
+def _serves(found: Connection | None, site: Path, take_over: bool) -> TypeGuard[Connection]:
+    """It lives, and is not one that is to be replaced: on another host, or stopped on this one."""
+    if found is None or (take_over and (not found.here or connection.stopped(found))):
+        return False
+    return lives(site, found)
 
 
 def lives(site: Path, found: Connection) -> bool:
@@ -57,6 +65,8 @@ def answers(site: Path, found: Connection, seconds: float = ANSWER) -> bool:
     line = Line(site, hello, None, Poller())
     try:
         line.meet(found, seconds)
+        return True
+    except ProtocolMismatch:    # so it answers
         return True
     except BalsamfutError:
         return False

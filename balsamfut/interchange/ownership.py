@@ -30,6 +30,8 @@ PATIENCE: Final = 30.0
 """Seconds for an interchange of this host that is ending."""
 LOOKS: Final = 20
 """Looks at the sign of life of an owner elsewhere, at least, in the time of the lease."""
+UNLOCKED: Final = 5.0
+"""Seconds that somebody else's transaction may take when its owner has given no sign of life."""
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK: Final = "interchange.owner"
 
@@ -47,16 +49,30 @@ def own(site: Path, store: Store, lease: float, *, at_once: bool = False) -> int
     """
     lock = _wait_for_lock(site, store, at_once)
     try:
-        try:
-            store.open(lambda owner: at_once or not may_live(owner))
-        except Owned as found:
-            watch(lambda: look(store), found.owner, lease)
-            _open_after(store, found.owner)
+        owner = _open(store, at_once)
+        if owner is not None:
+            if not at_once:
+                watch(lambda: look(store), owner, lease)
+            _open_after(store, owner)
         return _new_lock(site) if lock is None else lock
     except BaseException:
         if lock is not None:
             os.close(lock)
         raise
+
+
+def _open(store: Store, at_once: bool) -> OwnerInfo | None:
+    """Open the database; or the owner that may live, where there is one."""
+    try:
+        store.open(lambda owner: at_once or not may_live(owner))
+        return None
+    except Owned as found:
+        return found.owner
+    except StoreError as error:     # locked, it may be: the owner is slow, or hangs in the middle of a transaction
+        owner = look(store)
+        if not error.transient or owner is None or not may_live(owner):
+            raise
+        return owner
 
 
 def may_live(owner: OwnerInfo) -> bool:
@@ -104,13 +120,17 @@ def watch(look: Callable[[], OwnerInfo | None], owner: OwnerInfo, lease: float,
 
 def _open_after(store: Store, owner: OwnerInfo) -> None:
     """Take over from an owner that gave no sign of life."""
-    try:
-        store.open(lambda now: now == owner or not now.pid)
-    except Owned as found:
-        raise SiteTaken(f"this site's interchange lives: {found.owner.text}") from None
-    except StoreError as error:
-        raise SiteTaken(f"{error}; it belongs to {owner.text}, which gave no sign of life: if that process is still "
-                        "there it has to be ended") from None
+    until = time.monotonic() + UNLOCKED
+    while True:
+        try:
+            store.open(lambda now: now == owner or not now.pid)
+            break
+        except Owned as found:
+            raise SiteTaken(f"this site's interchange lives: {found.owner.text}") from None
+        except StoreError as error:
+            if not error.transient or time.monotonic() > until:
+                raise SiteTaken(f"{error}: it belongs to {owner.text}, which gives no sign of life; if it hangs in the "
+                                f"middle of a transaction, `kill -KILL {owner.pid}` on {owner.host} frees it") from None
     log.info("took over from %s, which gave no sign of life", owner.text)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,9 @@ def test_a_site_that_does_not_run_is_said_not_to_and_a_hanging_one_can_be_replac
         second = told("site", "start", "kept", "--take-over")
         assert second["new"] and second["pid"] != first
     finally:
-        os.kill(first, signal.SIGCONT)
-    until(lambda: not connection.runs(first), "it ends by itself")
+        with suppress(ProcessLookupError):
+            os.kill(first, signal.SIGCONT)
+    until(lambda: not connection.runs(first), "it is no more")
     found = connection.read(place)
     assert found is not None and found.pid == second["pid"] and connection.runs(found.pid)
 

@@ -428,6 +428,23 @@ def test_an_owner_that_may_live_keeps_its_database(opened: Opener, database: str
         saved(first, task(2))
 
 
+def test_an_owner_elsewhere_that_hangs_in_a_transaction_is_named_with_what_frees_it(
+        opened: Opener, sqlite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(sqlite_file)
+    with first._connection.begin():
+        first._connection.execute(sa.update(schema.meta).values(host="elsewhere", pid=17))
+    hanging = first._connection.begin()         # takes the one lock that writers share
+    monkeypatch.setattr(ownership, "UNLOCKED", 0.1)
+    with pytest.raises(SiteTaken, match="belongs to process 17 on elsewhere.* `kill -KILL 17` on elsewhere frees it"):
+        ownership.own(sqlite_file.parent, Store(sqlite_file), 1.0)
+    hanging.rollback()
+    second = Store(sqlite_file)
+    os.close(ownership.own(sqlite_file.parent, second, 1.0))
+    second.close()
+    with pytest.raises(SiteTaken):
+        saved(first, task(1))
+
+
 @pytest.mark.site
 def test_an_owner_that_hangs_in_a_transaction_on_a_server_does_not_hold_up_its_successor(
         opened: Opener, postgres_url: str) -> None:

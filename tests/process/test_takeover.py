@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,22 @@ if here == "n3":
     os.execvpe(words[2], words[2:], {{**os.environ, "FAKE_PBS_DIR": "{home}"}})
 os.execv("{ssh}", ["{ssh}", "n3", shlex.join(words)])
 """
+
+
+def stop_between_transactions(pid: int, site: Path) -> None:
+    """Stop an interchange at a moment when it holds no lock of its database."""
+    def stopped() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        with closing(sqlite3.connect(site / "balsamfut.db", timeout=0.0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                return True
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                return False
+
+    until(stopped, "it is stopped")
 
 
 class Machine:
@@ -147,7 +165,7 @@ def machine(can_have_hosts: None, tmp_path: Path, fake_pbs: FakePbs) -> Iterator
 def test_a_login_node_takes_over_from_one_that_hangs_and_its_tasks_end_once(machine: Machine) -> None:
     machine.begin(skew=3600)
     first = machine.owner("n1")
-    os.kill(first, signal.SIGSTOP)
+    stop_between_transactions(first, machine.site)
     done = machine.balsamfut("n2", "site", "start", "kept", skew=-3600)
     assert done.returncode == 0 and "on n2" in done.stdout, done.stderr
     assert "last seen on another host" in done.stderr and "on n1" in done.stderr
@@ -197,3 +215,37 @@ def test_a_site_that_was_stopped_starts_on_another_login_node_at_once(machine: M
     for host in ("n1", "n2"):
         assert machine.balsamfut(host, "site", "start", "kept").returncode == 0
         assert machine.balsamfut(host, "site", "stop", "kept").returncode == 0
+
+
+OWN = """
+    import sys
+    from balsamfut import Executor, app
+
+    @app
+    def note(n, marks, gate):
+        import os, time
+        with open(marks, "a") as file:
+            file.write(f"{n}\\n")
+        while n and not os.path.exists(gate):
+            time.sleep(0.02)
+        return n
+
+    with Executor("own", max_workers=2):
+        print(sum(call.result() for call in [note(n, *sys.argv[1:]) for n in range(4)]))
+    """
+
+
+def test_a_scripts_own_interchange_that_died_with_its_host_has_a_successor_on_another(machine: Machine) -> None:
+    machine.environ["BALSAMFUT_INTERCHANGE_LEASE"] = "2"
+    script = machine.directory / "own.py"
+    script.write_text(textwrap.dedent(OWN))
+    words = [sys.executable, str(script), str(machine.marks), str(machine.gate)]
+    first = subprocess.Popen([*machine.hosts.enter("n1"), *words], env=machine.environ, cwd=machine.directory)
+    until(lambda: len(lines(machine.marks)) >= 2, "it works", 40)
+    machine.hosts.kill_all("n1")
+    first.wait(20)
+    machine.gate.touch()
+    done = machine.on("n2", *words[1:])
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
+    assert "was last seen on another host" in done.stderr
+    assert lines(machine.marks).count("0") == 1, "what was done is not done again"
