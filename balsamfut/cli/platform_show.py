@@ -52,7 +52,7 @@ def pairs(found: Platform) -> Iterator[tuple[str, object]]:
     yield "memory", f"{node.memory / 1e9:.0f} GB"
     yield "tiles", len(node.tiles)
     yield "tiles by", found.mask_env and f"{found.mask_env} ({found.mode_env}={found.mode})".replace(" (=)", "")
-    yield "launcher", f"{launcher.exe} ({launcher.flavour or 'the one found'}), from the {launcher.launch_from} node"
+    yield "launcher", f"{launcher.exe} ({launcher.flavour or 'the one found'}), from the first node of the task"
     yield "batch system", found.scheduler.get("kind", "")
     yield "environment", " ".join(f"{name}={value}" for name, value in found.env.items())
 

@@ -179,7 +179,8 @@ def argv(launcher: Launcher, hosts: Sequence[str], ranks_per_node: int, *, param
     return words + _extra(flavour, params), files
 
 
-def agents(launcher: Launcher, hosts: Sequence[str], directory: str) -> tuple[list[list[str]], dict[str, bytes]]:
+def agents(launcher: Launcher, hosts: Sequence[str], directory: str, *, params: Mapping[str, str] = {},
+           ) -> tuple[list[list[str]], dict[str, bytes]]:
     """Commands that start exactly one process on each host, to which the program's words are appended, and files that
     have to be in `directory` before.
 
@@ -205,7 +206,7 @@ def agents(launcher: Launcher, hosts: Sequence[str], directory: str) -> tuple[li
     else:
         raise InvalidOption(f"no agents can be started by the launcher {flavour!r}; "
                             "there are pals, hydra, openmpi, srun and ssh")
-    return [words], files
+    return [words + _extra(flavour, params)], files
 
 
 def program(launcher: Launcher) -> str:

@@ -17,11 +17,12 @@ from balsamfut.errors import SiteError
 from balsamfut.network import own_address
 from balsamfut.pilot import dialects, muster, reach
 from balsamfut.pilot.company import Company
-from balsamfut.pilot.desk import Desk
+from balsamfut.pilot.desk import Desk, tail
 from balsamfut.pilot.muster import Join
 from balsamfut.pilot.process import Exit
 from balsamfut.pilot.staff import Staff
-from balsamfut.platforms import Launcher, Platform
+from balsamfut.pilot.verdict import Cause, judge
+from balsamfut.platforms import Platform
 from balsamfut.wire import Keys, key_pair
 
 log = logging.getLogger("balsamfut.pilot")
@@ -39,6 +40,7 @@ class Gathering:
         self._left: set[str] = set()            # launches that run
         self._failed = False                    # the launch of all has
         self._alone: dict[str, int] = {}        # launches of a single host, once that of all has failed
+        self._params: dict[str, str] = {}       # of the launches from now on
         self._token = desk.token
         address = own_address(platform.network.get("callback_interface", ""), desk.names[0])
         self.company = Company(desk, desk.names, f"tcp://{address}:*", Keys(leader, leader_secret, (public,)), now)
@@ -52,11 +54,12 @@ class Gathering:
         if chosen is None:
             raise SiteError(f"the agents of the other nodes cannot be started: {found}; and there is no ssh")
         self._launcher = chosen
-        self._launch(chosen, desk)
+        self._launch()
 
-    def _launch(self, launcher: Launcher, desk: Desk) -> None:
-        log.info("starting agents on %d other hosts by %s", len(desk.names) - 1, launcher.flavour)
-        for number, argv in enumerate(muster.launches(launcher, desk.names[1:], self._run)):
+    def _launch(self) -> None:
+        hosts = self.company.hosts[1:]
+        log.info("starting agents on %d other hosts by %s", len(hosts), self._launcher.flavour)
+        for number, argv in enumerate(muster.launches(self._launcher, hosts, self._run, params=self._params)):
             self._start(f"agents-{number}", argv)
 
     def _start(self, key: str, argv: list[str]) -> None:
@@ -69,7 +72,7 @@ class Gathering:
         """One host that cannot be reached ends the launch of all: each gets a launch of its own now."""
         names = self.company.hosts
         for host in hosts:
-            for argv in muster.launches(self._launcher, [names[host]], self._run, host):
+            for argv in muster.launches(self._launcher, [names[host]], self._run, host, self._params):
                 self._alone[f"agents-{host}-alone"] = host
                 self._start(f"agents-{host}-alone", argv)
 
@@ -77,12 +80,24 @@ class Gathering:
         """A launch is over."""
         self._staff.processes.remains(exit.key)
         self._left.discard(str(exit.key))
+        if exit.returncode and not self._params and not self._alone and self._without_vni(exit.returncode):
+            return
         host = self._alone.get(str(exit.key), 0)
         if host in self.company.absent():
             self._give_up(host, "its agent could not be started")
         if exit.returncode:
             log.warning("the launch of agents ended with %d; see %s", exit.returncode, self._run / "agents.log")
             self._failed |= not self._alone
+
+    def _without_vni(self, returncode: int) -> bool:
+        """Launch once more without a Slingshot key, which agents do not need, if it was for want of one that nobody
+        could be started."""
+        verdict = judge(self._launcher.flavour, returncode, tail(str(self._run / "agents.log"), 65536))
+        if verdict.cause is Cause.VNI:
+            log.warning("%s: agents are launched again without a VNI", verdict.line)
+            self._params = {"no_vni": "yes"}
+            self._launch()
+        return verdict.cause is Cause.VNI
 
     def over(self, now: float) -> bool:
         """Everybody is here, or will not come: then those are given up."""

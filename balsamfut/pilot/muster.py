@@ -129,12 +129,13 @@ def _wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if any(part in entry.name for part in skipped[:2]) or entry.name.endswith(skipped[2:]) else entry
 
 
-def launches(launcher: Launcher, hosts: Sequence[str], run: Path, index: int = 0) -> list[list[str]]:
+def launches(launcher: Launcher, hosts: Sequence[str], run: Path, index: int = 0,
+             params: Mapping[str, str] = {}) -> list[list[str]]:
     """The commands that start a follower on each of these hosts; their files are written into `run`.
 
-    index: of the host, where it is a single one; 0: followers find out which they are.
+    index: of the host, where it is a single one; 0: followers find out which they are.  params: as launch_params.
     """
-    commands, files = dialects.agents(launcher, hosts, str(run))
+    commands, files = dialects.agents(launcher, hosts, str(run), params=params)
     for name, content in files.items():
         (run / name).write_bytes(content)
     told = [str(index)] if index else []

@@ -63,7 +63,6 @@ class Launcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     launch_rate: float = 0.0    # launches that may begin per second; 0: no limit
     launch_budget: int = 0      # launches per batch job; 0: no limit
     max_concurrent: int = 0     # launches at a time; 0: no limit
-    launch_from: str = "first"  # node that runs the launcher: first (of the task's nodes) or head
 
 
 class Platform(msgspec.Struct, frozen=True):
