@@ -204,7 +204,7 @@ def test_help_imports_no_command_and_nothing_heavy(tmp_path: Path) -> None:
                           timeout=30)
     loaded = set(done.stdout.partition("|")[2].split())
     ours = {name for name in loaded if name.startswith("balsamfut")}
-    assert ours == {"balsamfut", "balsamfut.errors", "balsamfut.cli"}
+    assert ours == {"balsamfut", "balsamfut.errors", "balsamfut.interrupts", "balsamfut.cli"}
     assert not loaded & {"rich", "sqlalchemy", "zmq", "msgspec", "cloudpickle"}
 
 

@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures as cf
 import functools
 import gc
+import itertools
 import operator
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -17,6 +19,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +30,19 @@ from balsamfut import context
 from balsamfut import messages as m
 from balsamfut.calls import CallPlan, plain_parts
 from balsamfut.errors import (
-    InterchangeLost,
     InvalidOption,
     InvalidResources,
     NoExecutor,
     ProtocolMismatch,
     SerializationError,
     SettingsError,
+    SiteTaken,
     UpstreamFailed,
     UsageError,
 )
 from balsamfut.executor import Executor, innermost
+from balsamfut.interchange import ownership
+from balsamfut.interchange.store import Store
 from balsamfut.model import TaskState
 
 Start = Callable[..., FakeInterchange]
@@ -511,9 +516,38 @@ def test_errors_of_the_start_are_those_of_the_executor(tmp_path: Path, start: St
     file.write_text(told.replace(f'"protocol": {m.PROTOCOL}', '"protocol": 999'))
     with pytest.raises(ProtocolMismatch, match="999"):
         Executor(site=fake.site)
-    file.write_text(told.replace(os.uname().nodename, "elsewhere"))
-    with pytest.raises(InterchangeLost, match="elsewhere"):
-        Executor(site=fake.site)
+
+
+def test_an_interchange_that_lives_on_another_host_and_cannot_be_reached_is_left_alone(
+        start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALSAMFUT_INTERCHANGE_LEASE", "5")
+    fake = start()
+    file = fake.site / "interchange.json"
+    file.write_text(file.read_text().replace(os.uname().nodename, "elsewhere"))
+    owner = Store(fake.site / "balsamfut.db")
+    owner.open()
+    over = threading.Event()
+
+    def live() -> None:
+        with closing(sqlite3.connect(fake.site / "balsamfut.db", timeout=10.0)) as database:
+            for beat in itertools.count(1):
+                database.execute("UPDATE meta SET host = 'elsewhere', pid = 17, beat = ?", (beat,))
+                database.commit()
+                if over.wait(0.2):
+                    return
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        until(lambda: ownership.look(owner).host == "elsewhere")  # type: ignore[union-attr]
+        before = file.read_text()
+        with pytest.raises(SiteTaken, match="lives: process 17 on elsewhere, since"):
+            Executor(site=fake.site)
+        assert file.read_text() == before
+    finally:
+        over.set()
+        thread.join()
+        owner.close()
 
 
 def test_an_interchange_that_refuses_us_says_why(start: Start) -> None:
@@ -636,6 +670,8 @@ def test_a_forked_child_leaves_its_parents_session_alone(start: Start) -> None:
     out, err, code = script("""
         import os
         from balsamfut.executor import Executor, innermost
+from balsamfut.interchange import ownership
+from balsamfut.interchange.store import Store
         from balsamfut.errors import NoExecutor
         with Executor() as ex:
             assert ex.submit(pow, 2, 5).result() == 32
