@@ -308,7 +308,14 @@ class TooLate(Message, frozen=True, tag=10):
     classes: list[Stored]
 
 
-FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews | TooLate
+class Spent(Message, frozen=True, tag=11):
+    """This pilot may begin no more launches through the MPI launcher.  Said again to each new interchange."""
+
+    reason: str                  # one sentence
+    again: bool = False          # an earlier interchange was told
+
+
+FromPilot = Enrol | Reports | Declined | PilotBeat | Leaving | NodeNews | TooLate | Spent
 
 # ---- the interchange -> a pilot
 

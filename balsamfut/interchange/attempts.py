@@ -121,7 +121,7 @@ class Attempts:
             message = self.enrolments.get(pilot.id)
             resources = self.book.classes[cls].spec.resources
             kind = "serial" if resources.serial else "mpi"
-            wanted = pilot.part.mode in ("any", kind)
+            wanted = pilot.part.mode in ("any", kind) and not (pilot.spent and kind == "mpi")
             known = self.fits(message, resources) if message is not None and wanted else 0
             pilot.capacity[cls] = known
         return known

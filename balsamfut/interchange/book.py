@@ -77,7 +77,7 @@ class Pilot:
 
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
-                 "capacity", "skew", "block", "part", "filter", "only", "ends",
+                 "capacity", "skew", "spent", "block", "part", "filter", "only", "ends",
                  "closed", "late", "barred")
 
     def __init__(self, row: PilotRow, block: int = 0, part: Part | None = None) -> None:
@@ -106,6 +106,7 @@ class Pilot:
         self.deadline = 0.0                       # not enrolled: lost by then
         self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
         self.barred: frozenset[int] = frozenset()   # classes that it is given none of: they would take too long
+        self.spent = False                        # it may begin no more launches: serial tasks only
         self.skew = 0.0                           # seconds by which its clock is ahead of ours
         self.ends = math.inf                      # when its tasks have to be over, for its block ends (by our clock)
         self.closed: set[int] = set()             # classes that it says it is too late for ...

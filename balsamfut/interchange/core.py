@@ -54,6 +54,7 @@ from balsamfut.messages import (
     Return,
     Running,
     Settled,
+    Spent,
     Submit,
     TooLate,
     Watch,
@@ -254,7 +255,7 @@ class Core:
             return
         pilot = self.book.pilot_peers.get(peer)
         if pilot is None:
-            if not isinstance(message, Leaving | NodeNews):
+            if not isinstance(message, Leaving | NodeNews | Spent):
                 self.book.out.pilots.setdefault(peer, []).append(Expelled("this interchange does not know you"))
             return
         pilot.heard = now
@@ -262,6 +263,8 @@ class Core:
             self.attempts.reports(pilot, message, now)
         elif isinstance(message, Declined):
             self.attempts.declined(message)
+        elif isinstance(message, Spent):
+            self.nodes.spent(pilot, message, now)
         elif isinstance(message, NodeNews):
             self.nodes.news(pilot, message, now)
             if message.state is NodeState.UP:

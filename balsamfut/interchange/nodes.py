@@ -15,7 +15,7 @@ from balsamfut.interchange.attempts import Attempts
 from balsamfut.interchange.book import Book, Pilot
 from balsamfut.interchange.records import NodeRow
 from balsamfut.interchange.sessions import Sessions
-from balsamfut.messages import NodeNews, NodeState, Notice
+from balsamfut.messages import NodeNews, NodeState, Notice, Spent
 
 _KINDS: Final = {NodeState.UP: "node-released", NodeState.QUARANTINED: "node-quarantined", NodeState.LOST: "node-lost"}
 _SAID: Final = 3   # nodes of one pilot of which clients are told by name
@@ -53,6 +53,14 @@ class Nodes:
             book.event(since, _KINDS[message.state], f"{name}: {message.reason}", pilot=pilot.id)
             self.excuse(message.tasks)
             self.tell(pilot, message)
+
+    def spent(self, pilot: Pilot, message: Spent, now: float) -> None:
+        """A pilot may begin no more launches: from now on it takes serial tasks only."""
+        pilot.spent, pilot.capacity = True, {}
+        if not message.again:
+            self.book.event(now, "launches-spent", message.reason, pilot=pilot.id)
+            for session in self.sessions.alive():
+                self.book.send_client(session, Notice(f"pilot {pilot.id} takes no more MPI tasks: {message.reason}"))
 
     def excuse(self, tasks: list[int]) -> None:
         """These were charged for what was a node's fault: those that are not over are not, any more."""

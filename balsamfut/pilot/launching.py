@@ -41,7 +41,8 @@ class Launching:
         self._nodes = nodes
         self._failed_on: set[int] = set()                  # nodes of the failures in a row
         self.due = math.inf                                # when somebody who had to wait may ask again
-        self.left = launcher.launch_budget or math.inf     # launches that may still begin
+        self.budget = launcher.launch_budget
+        self.left = self.budget or math.inf                # launches that may still begin
         self.failures = 0                                  # in a row
         self._most = launcher.max_concurrent or math.inf
         self._usual = 1.0 / launcher.launch_rate if launcher.launch_rate else 0.0

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from balsamfut.messages import Enrolled, Exited, Fault, Item, NodeNews, NodeState
+from balsamfut.messages import Enrolled, Exited, Fault, Item, NodeNews, NodeState, Spent
 from balsamfut.pilot import planner
 from balsamfut.pilot.core import Core
 from balsamfut.pilot.crew import Worker
@@ -44,9 +44,13 @@ class Ward(Core):
         self._verdicts: list[Verdict] = []
         self._news: dict[int, NodeNews] = {}      # of nodes that are out
         self._enrolled = False                    # some interchange knows us
+        self._spent = False                       # no launch is left, and some interchange was told ...
+        self._spent_told = False                  # ... the present one
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """As the core does, and with what follows for the nodes."""
+        if type(event) is Enrolled:
+            self._enrolled, self._spent_told = True, False
         look = self._LOOKS.get(type(event)) if len(self._names) > 1 else None
         if look is None:
             return super().handle(event, now)
@@ -63,7 +67,6 @@ class Ward(Core):
             effects += self._put_out(event.host, NodeState.LOST, event.reason)
         elif type(event) is Enrolled:
             effects += [Send(news) for news in self._news.values()]
-            self._enrolled = True
             self._news = {node: NodeNews(news.name, news.state, news.reason, news.time, True)
                           for node, news in self._news.items()}
         return effects
@@ -71,6 +74,8 @@ class Ward(Core):
     def plan(self, now: float) -> list[Effect]:
         """As the core does; and what failed on a node that is out was not the task's fault."""
         effects = super().plan(now)
+        if self.planner.launching.left <= 0 and self._enrolled and not self._spent_told:
+            effects += self._spend()
         if self._news:
             waiting = self.outbox.waiting
             for index, report in enumerate(waiting):
@@ -79,6 +84,22 @@ class Ward(Core):
                     error = f"{report.error} (on a node that is not well)"
                     waiting[index] = msgspec.structs.replace(report, fault=Fault.NODE, error=error)
         return effects
+
+    def _spend(self) -> list[Effect]:
+        """The last launch has begun: what would need another one is somebody else's."""
+        reason = f"all {self.planner.launching.budget} launches that its platform allows in a block are used"
+        news = Spent(reason, self._spent)
+        self._spent = self._spent_told = True
+        self._return_unbegun(lambda group: not group.hooks and not group.resources.serial)
+        return [Send(news)]
+
+    def _return_unbegun(self, wanted: Callable[[Group], bool]) -> None:
+        """What has not begun of these goes to others."""
+        for group in list(self._groups.values()):
+            if isinstance(group, Group) and group.queue and wanted(group):
+                for attempt in [each for each in group.queue if not each.begun]:
+                    self._queue.remove(attempt)
+                    self._over(attempt, Fault.RETURNED)
 
     def unfit(self, node: int, why: str) -> list[Effect]:
         """A node lacks what its platform promises: nothing is given to it, unless it is the last."""
@@ -92,8 +113,10 @@ class Ward(Core):
     def _accept(self, item: Item) -> None:
         """What was sent before the interchange knew that a node is out may not fit any more: somebody else's, then."""
         known = self._classes.get(item.cls)
-        if (self._news and known is not None and item.again is None and item.ran is None
-                and item.task not in self.attempts and self.planner.impossible(known.resources)):
+        if known is None or item.ran is not None or item.task in self.attempts:
+            super()._accept(item)
+        elif ((self._news and item.again is None and self.planner.impossible(known.resources))
+                or (self._spent and not (item.again or known.resources).serial)):
             self._say(item, Fault.RETURNED)
         else:
             super()._accept(item)
@@ -214,11 +237,7 @@ class Ward(Core):
                     if len(worker.hand) > 1 and node in _home(worker)]
         for each in self.planner.slices.all.values():
             each.leaving |= node in _nodes(each.slot)
-        for group in list(self._groups.values()):
-            if isinstance(group, Group) and group.queue and self.planner.impossible(group.resources):
-                for attempt in [each for each in group.queue if not each.begun]:
-                    self._queue.remove(attempt)
-                    self._over(attempt, Fault.RETURNED)
+        self._return_unbegun(lambda group: bool(self.planner.impossible(group.resources)))
         return effects
 
     _LOOKS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {

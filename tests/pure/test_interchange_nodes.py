@@ -11,7 +11,7 @@ from interchange_world import Database, Harness, PretendPilot
 from balsamfut.interchange import fits
 from balsamfut.interchange.poison import FALLEN, nodes_of
 from balsamfut.interchange.records import NodeRow, Writes
-from balsamfut.messages import PROTOCOL, Enrol, Exited, Fault, NodeNews, NodeState, Notice, Reports
+from balsamfut.messages import PROTOCOL, Enrol, Exited, Fault, NodeNews, NodeState, Notice, Reports, Spent
 from balsamfut.model import Options, Resources, TaskState
 
 NAMES = ["n0", "n1", "n2", "n3"]
@@ -222,3 +222,20 @@ def test_what_fits_into_a_pilot_is_counted_by_the_nodes_that_it_uses() -> None:
     assert [found(enrol(NAMES[:count]), Resources(num_nodes=2)) > 0 for count in range(5)] == [
         False, False, True, True, True]
     assert found(enrol(NAMES[:2]), Resources()) == 2 * found(enrol(NAMES[:1]), Resources())
+
+
+def test_a_pilot_without_launches_is_given_serial_tasks_only_and_people_hear_of_it_once(cluster: Cluster) -> None:
+    pilot = cluster.new_pilot()
+    cluster.submit()
+    cluster.turn()
+    number = cluster.core.book.pilots[1]
+    cls = next(iter(cluster.core.book.classes))
+    info = cluster.core.book.classes[cls]
+    cluster.report(pilot, Spent("all 2 launches are used"))
+    assert cluster.core.attempts.capacity(number, cls) > 0
+    info.spec = msgspec.structs.replace(info.spec, resources=Resources(ranks_per_node=2))
+    cluster.report(pilot, Spent("all 2 launches are used", again=True))
+    assert cluster.core.attempts.capacity(number, cls) == 0
+    cluster.turn()
+    assert cluster.notices == ["pilot 1 takes no more MPI tasks: all 2 launches are used"]
+    assert cluster.db.kinds == ["launches-spent"]

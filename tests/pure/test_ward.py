@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from balsamfut import platforms
-from balsamfut.messages import Enrolled, Exited, Fault, Item, Launch, NodeNews, NodeState
+from balsamfut.messages import Enrolled, Exited, Fault, Item, Launch, NodeNews, NodeState, Spent
 from balsamfut.model import AppKind, AppSpec, Extra, Options, Pool, Resources, TaskClass, TaskSpec
 from balsamfut.pilot.events import (
     Again,
@@ -27,11 +27,13 @@ from balsamfut.pilot.events import (
     WorkerGone,
 )
 from balsamfut.pilot.hand import Ready, Result, Running
+from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.queue import Attempt, Group
 from balsamfut.pilot.slicenews import CallDone, SliceGone
 from balsamfut.pilot.slices import Slice
 from balsamfut.pilot.ward import Ward
 from balsamfut.placement import NodeShare, Packer, Placement
+from balsamfut.platforms import Launcher
 
 APPS = [AppSpec("shell", AppKind.TEMPLATE, b"s" * 16), AppSpec("call", AppKind.PYTHON, b"c" * 16),
         AppSpec("other", AppKind.TEMPLATE, b"o" * 16)]
@@ -404,3 +406,33 @@ def test_a_slice_on_a_node_that_is_out_is_given_no_more_calls() -> None:
     here, there = sliced(world, 2)[0], sliced(world, 3)[0]
     world.perform(world.ward.unfit(2, "no memory"))
     assert here.leaving and not there.leaving
+
+
+# ---- launches that are counted
+
+
+def test_what_would_need_a_launch_that_is_not_allowed_any_more_is_handed_back_and_told_once() -> None:
+    w = World(nodes=1)
+    w.ward.planner.launching = Launching(Launcher("pals", launch_budget=2))
+    first = w.launch(SHELL, 1)
+    w.ends(first[0])
+    assert not [each for each in w.sent if isinstance(each, Spent)]
+    second, third = w.launch(SHELL, 2)
+    assert [each for each in w.sent if isinstance(each, Spent)] == [
+        Spent("all 2 launches that its platform allows in a block are used")]
+    w.plan()
+    assert w.exits[third].fault is Fault.RETURNED and second in w.commands, "what runs goes on"
+    fourth, = w.launch(SHELL)
+    assert w.exits[fourth].fault is Fault.RETURNED, "it was on its way"
+    w.ends(second)
+    w.handle(Enrolled(0, []))
+    w.plan()
+    assert [each.again for each in w.sent if isinstance(each, Spent)] == [False, True], "the next interchange hears it"
+
+
+def test_serial_tasks_need_no_launch_and_go_on() -> None:
+    w = World(nodes=1)
+    w.ward.planner.launching = Launching(Launcher("pals", launch_budget=1))
+    w.ends(w.launch(SHELL)[0])
+    w.launch(CALL, 3)
+    assert not [task for task, exited in w.exits.items() if exited.fault is Fault.RETURNED]
