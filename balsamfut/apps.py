@@ -90,7 +90,11 @@ class App(Generic[P, R]):
         return self._hook("on_error", hook)
 
     def on_timeout(self, hook: HookFunction) -> HookFunction:
-        """Decorator: called with the task after an attempt outran its walltime; may return task.retry(...)."""
+        """Decorator: called with the task after an attempt outran its walltime; may return task.retry(...).
+
+        Also when the end of its block cut it off (`task.exception` is a BlockEnded): it goes on in the next one, unless
+        the hook raises.
+        """
         return self._hook("on_timeout", hook)
 
     def _hook(self, name: str, hook: HookFunction) -> HookFunction:

@@ -111,7 +111,7 @@ class TaskView:
     workdir: Path = Path()
     returncode: int | None = None             # of a command that has ended; negative: -signal
     result: Any = None                        # postprocess: what the function returned; of a command its ShellResult
-    exception: BaseException | None = None    # on_error, on_timeout: what the attempt failed with
+    exception: BaseException | None = None    # on_error, on_timeout: why the attempt ended
     stdout: Path | None = None
     stderr: Path | None = None
     failures: int = 0                         # earlier attempts that were charged

@@ -106,6 +106,7 @@ class Worker:
         self.bound: tuple[int, ...] | None = None
         self.pid = os.getpid()
         self.home = -1               # the directory in which each task begins: a task may go elsewhere, for itself
+        self.handlers: dict[int, Any] = {}    # of signals that tell tasks to stop: what they were before any task
         self._unblocking = threading.Lock()
 
     # ---- the beginning
@@ -170,7 +171,9 @@ class Worker:
         started = time()
         CELL.pack_into(self.cell, 0, started, *self.captured.before, order.attempt, order.task)
         app = self.apps.get(order.cls) or self.learn(order.cls)
-        setup, extra = self.setup, order.extra
+        setup, extra, stop = self.setup, order.extra, app.options.stop_signal
+        if stop not in self.handlers:
+            self.handlers[stop] = signal.getsignal(stop) or signal.SIG_DFL
         task = context.TaskContext(
             order.task, order.attempt, address=setup.address, site=setup.site, workdir=order.workdir,
             name=extra.name if extra is not None and extra.name else app.name,
@@ -194,6 +197,8 @@ class Worker:
             message = self.failure(order, exc, started)
         context.enter(None)
         os.fchdir(self.home)
+        if signal.getsignal(stop) != self.handlers[stop]:    # the next task is to be ended by it, unless it catches it
+            signal.signal(stop, self.handlers[stop])
         detail = self.captured.detail(order.attempt)
         if detail is not None and isinstance(message, Result):
             message = self.detailed(message, detail)

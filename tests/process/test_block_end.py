@@ -178,3 +178,19 @@ def test_a_batch_system_that_ends_the_job_brings_its_end_forward(tmp_path: Path)
         faults = [play.end(task).fault for task in queued]
         assert sorted(faults) == [Fault.RETURNED] * 4 + [Fault.BLOCK]
         assert pilot.wait() == 0 and int((workdir(tmp_path, counting) / "state").read_text()) > 0
+
+
+def rests(path: str, comm: object) -> None:
+    Path(path).touch()
+    time.sleep(1000)
+
+
+def test_calls_on_ranks_that_live_on_are_cut_off_with_their_slices(tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    with block(tmp_path, 14.0, cores=2) as (play, pilot):
+        cls = play.app(rests, resources=Resources(ranks_per_node=2, mpi=True, pooled=True), stop_grace=3.0)
+        running, queued = play.run(cls, str(tmp_path / "runs")), play.run(cls, str(tmp_path / "waits"))
+        play.flagged(tmp_path / "runs")
+        assert play.end(running).fault is Fault.BLOCK and play.end(queued).fault is Fault.RETURNED
+        assert pilot.wait() == 0
+    assert not (tmp_path / "waits").exists()

@@ -139,6 +139,24 @@ def test_a_worker_that_dies_takes_only_its_task_with_it(play: Interchange, how: 
         assert Path(detail.stdout).read_bytes()[start:end] == b"the last words"
 
 
+def catches() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    return os.getpid()
+
+
+def is_caught() -> tuple[int, bool]:
+    return os.getpid(), signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+
+
+def test_a_signal_that_a_task_catches_ends_the_next_one_as_ever(play: Interchange) -> None:
+    for _ in range(6):
+        caught = play.value(play.run(play.app(catches)))
+        after = play.value(play.run(play.app(is_caught)))
+        if after[0] == caught:
+            break
+    assert after == (caught, False)
+
+
 def death_in_hand(number: int, fatal: int) -> int:
     if number == fatal:
         os._exit(1)
