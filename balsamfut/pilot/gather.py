@@ -126,7 +126,7 @@ def hosts_of(options: argparse.Namespace) -> list[str]:
     first, count = options.part
     mine = hosts[first:first + count]
     if not mine:
-        raise SiteError(f"this block has {len(hosts)} nodes, and this part of it begins behind node {first}")
+        raise SiteError(f"this part of the block begins behind node {first}, and the batch system gave {len(hosts)}")
     return mine if not first else [hosts[0], *mine]
 
 

@@ -16,14 +16,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from balsamfut.pilot import agent
-from balsamfut.provider.recipe import part_token
+from balsamfut.provider.recipe import part_token, starts
 
 log = logging.getLogger("balsamfut.pilot")
-
-_AGENT: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.agent import main; sys.exit(main())"
 
 
 def agents(counts: Sequence[int], words: Sequence[str]) -> list[list[str]]:
@@ -44,14 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     children: list[subprocess.Popen[bytes]] = []
+    told = False
 
     def stop(*_: object) -> None:
+        nonlocal told
+        told = True
         for child in children:
             child.send_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
     for each in agents(counts, words[:at] + words[at + 2:]):
-        children.append(_start(each, apart=bool(children)))
+        if not told:
+            children.append(_start(each, apart=bool(children)))
+            if told:                 # while it was being started
+                stop()
     codes = [child.wait() for child in children]
     for number, code in enumerate(codes, 1):
         if code:
@@ -62,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _start(words: Sequence[str], *, apart: bool) -> subprocess.Popen[bytes]:
     """apart: with a log of its own; the first one's is that of the block."""
     options = agent.parse(words)
-    home = str(Path(__file__).resolve().parents[2])
-    argv = [sys.executable, "-P", "-c", _AGENT.format(home=home), *words]
+    argv = [*starts("agent"), *words]
     if not apart:
         return subprocess.Popen(argv)
     path = Path(options.site) / "log" / f"pilot-{options.pilot}.log"

@@ -128,8 +128,7 @@ class Recipe:
         return " ".join(dialect.submit(spec)), dialect.script(spec)
 
     def _argv(self, asked: Asked, number: int, token: str) -> tuple[str, ...]:
-        home = str(Path(__file__).resolve().parents[2])
-        argv = [self.python, "-P", "-c", _START.format(home=home, module="parts" if asked.parts else "agent"),
+        argv = [*starts("parts" if asked.parts else "agent", self.python),
                 *(("--parts", ",".join(str(part.nodes) for part in asked.parts)) if asked.parts else ()),
                 "--site", str(self.site), "--pilot", str(number), "--token", token, "--platform", self.platform.name,
                 "--walltime", f"{asked.walltime:g}"]
@@ -142,6 +141,12 @@ class Recipe:
             argv += ["--cores", str(self.cores)] if here and self.cores else []
             pretend = pretend or not here
         return (*argv, "--pretend") if pretend else tuple(argv)
+
+
+def starts(module: str, python: str = sys.executable) -> list[str]:
+    """The words that start a module of the pilot, of this very package, before its arguments."""
+    home = str(Path(__file__).resolve().parents[2])
+    return [python, "-P", "-c", _START.format(home=home, module=module)]
 
 
 def part_token(token: str, index: int) -> str:

@@ -78,6 +78,21 @@ def cluster() -> Cluster:
     return Cluster()
 
 
+def test_a_node_from_which_a_pilot_is_only_led_counts_for_nothing(cluster: Cluster) -> None:
+    pilot = cluster.new_pilot()
+    cluster.report(pilot, Enrol(PROTOCOL, pilot.number, pilot.token, 0, "host", "workstation", NAMES, 2, 0, 0, [],
+                                lent=True))
+    known = cluster.core.book.pilots[pilot.number]
+    cluster.submit()
+    cluster.turn()
+    assert known.row.nodes == 3 and list(known.capacity.values()) == [3]
+    assert nodes_of("1-2:0", known) == ["n1", "n2"], "places count all that it has named"
+    cluster.news(pilot, "n1", NodeState.LOST)
+    cluster.submit()
+    cluster.turn()
+    assert list(known.capacity.values()) == [2]
+
+
 def test_the_nodes_of_a_pilot_are_recorded_when_it_is_here_for_the_first_time(cluster: Cluster) -> None:
     pilot = cluster.new_pilot()
     assert {key: row.state for key, row in cluster.db.nodes.items()} == {(1, name): NodeState.UP for name in NAMES}

@@ -202,6 +202,19 @@ def test_a_node_that_is_not_fit_is_used_only_where_there_is_no_other() -> None:
     assert [world.node(task) for task in world.launch(SHELL, 2) if task in world.commands] == [1]
 
 
+def test_a_node_that_is_lent_is_given_nothing_and_nobody_hears_of_it() -> None:
+    world = World(nodes=3, enrolled=False)
+    world.ward.lend(0)
+    world.handle(Enrolled(0, []))
+    assert {world.node(task) for task in world.launch(SHELL, 6) if task in world.commands} == {1, 2}
+    world.launch(CALL, 6)
+    assert {attempt.slot.placement.nodes[0].node for hand in world.workers.values() for attempt in hand[:1]
+            if attempt.slot is not None} <= {1, 2}
+    world.perform(world.ward.unfit(1, "/tmp is full"))
+    assert world.news() == [("n1", NodeState.QUARANTINED, False)]
+    assert world.ward.unfit(2, "/tmp is full, too") == [], "it is the last"
+
+
 def test_a_machine_that_is_busy_is_no_nodes_fault() -> None:
     world = World()
     world.warm_up()
