@@ -1,6 +1,7 @@
 """What the elastic queue reaches, simulated with a virtual clock: no process and no batch system.
 
-    python bench/elastic.py [--tasks N] [--seeds N] [--json] [--verbose]
+    python bench/elastic.py [--tasks N] [--seeds N] [--first SEED] [--json] [--verbose]
+    python bench/elastic.py --vary [CASE...]    what becomes of it where things are otherwise
 
 A campaign of --tasks tasks, all ready at the beginning, on Aurora's queue table with queue waits that grow with width
 and length (simulated_pbs.py).  By count 70 % are one-tile tasks, 25 % one-node, 5 % of 8 to 64 nodes; run times are
@@ -67,16 +68,37 @@ class Kind:
         self.typical = seconds if self.typical < 0.0 else self.typical + 0.2 * (seconds - self.typical)
 
 
-def campaign(count: int, seed: int) -> list[Kind]:
+@dataclass(frozen=True)
+class Case:
+    """What is otherwise."""
+
+    tasks: int = 50_000
+    waits: float = 1.0               # times as long
+    tiles: float = 0.7               # part of the tasks that take one tile ...
+    whole: float = 0.25              # ... and one node
+    declared: float = 0.0            # seconds that all tasks declare; 0.0: as their run time is
+    queues: str = ""                 # that may be used
+    seen: int = 0                    # earlier waits that the elastic queue knows of
+
+
+CASES = {
+    "waits x 0.3": Case(waits=0.3), "waits x 3": Case(waits=3.0), "5,000 tasks": Case(5_000),
+    "200,000 tasks": Case(200_000), "one-tile tasks only": Case(tiles=1.0, whole=0.0),
+    "wide tasks only": Case(10_000, tiles=0.0, whole=0.0), "all declare 50 min": Case(declared=3000.0),
+    "only prod": Case(queues="prod"), "60 earlier waits": Case(seen=60)}
+
+
+def campaign(seed: int, case: Case) -> list[Kind]:
     dice = random.Random(seed)
     kinds: dict[tuple[int, int, float], Kind] = {}
-    for _ in range(count):
+    for _ in range(case.tasks):
         which = dice.random()
-        nodes, tiles = (1, 1) if which < 0.7 else (1, TILES) if which < 0.95 else (dice.choice((8, 16, 32, 64)), TILES)
+        nodes, tiles = (1, 1) if which < case.tiles else (1, TILES) if which < case.tiles + case.whole else (
+            dice.choice((8, 16, 32, 64)), TILES)
         runs = math.inf
         while runs > 2000.0:
             runs = dice.lognormvariate(0.0, 1.0) * 600.0
-        declared = next(each for each in DECLARED if each >= 1.5 * runs)
+        declared = case.declared or next(each for each in DECLARED if each >= 1.5 * runs)
         kinds.setdefault((nodes, tiles, declared), Kind(nodes, tiles, declared)).runs.append(runs)
     return sorted(kinds.values(), key=lambda kind: (-kind.nodes, -kind.tiles, -kind.declared))
 
@@ -287,19 +309,20 @@ def history(count: int, seed: int) -> list[Wait]:
     return found
 
 
-def simulate(policy: Policy, tasks: int, seed: int, settings: Elastic | None = None, seen: int = 0) -> Outcome:
+def simulate(policy: Policy, seed: int, case: Case) -> Outcome:
     pbs = SimulatedPbs(queues.tables(platforms.load("aurora")), seed)
-    world = World(campaign(tasks, seed), pbs, policy, settings or Elastic(enabled=True))
-    world.seen += history(seen, seed)
+    pbs.medians = {queue: case.waits * median for queue, median in pbs.medians.items()}
+    world = World(campaign(seed, case), pbs, policy, Elastic(enabled=True, queues=case.queues))
+    world.seen += history(case.seen, seed)
     return world.run()
 
 
-def compare(tasks: int, seeds: range) -> list[dict[str, object]]:
+def compare(case: Case, seeds: range) -> list[dict[str, object]]:
     makers: dict[str, Callable[[], Policy]] = {"elastic": elastic}
     makers |= {name: lambda shape=shape: fixed(*shape) for name, shape in FIXED.items()}   # type: ignore[misc]
     rows: list[dict[str, object]] = []
     for seed in seeds:
-        outcomes = {name: simulate(make(), tasks, seed) for name, make in makers.items()}
+        outcomes = {name: simulate(make(), seed, case) for name, make in makers.items()}
         best = min(FIXED, key=lambda name: outcomes[name].makespan)
         for name, mine in outcomes.items():
             rows.append({"seed": seed, "who": name, "hours": mine.makespan / HOUR, "node_hours": mine.node_hours,
@@ -309,6 +332,22 @@ def compare(tasks: int, seeds: range) -> list[dict[str, object]]:
     return rows
 
 
+def mean(rows: list[dict[str, object]], name: str) -> float:
+    """Of the elastic queue's rows."""
+    return statistics.fmean(float(str(row[name])) for row in rows if row["who"] == "elastic")
+
+
+def vary(names: list[str], seeds: range) -> None:
+    """How the elastic queue stands to the best fixed shape, case by case."""
+    print(f"{'case':24}{'seeds':>6}{'time to best':>14}{'node-h to best':>16}{'blocks':>8}{'withdrawn':>11}"
+          f"{'refused':>9}{'late':>6}", flush=True)
+    for name in names:
+        rows = compare(CASES[name], seeds)
+        print(f"{name:24}{len(seeds):6}{mean(rows, 'to_best'):14.3f}{mean(rows, 'node_hours_to_best'):16.3f}"
+              f"{mean(rows, 'blocks'):8.1f}{mean(rows, 'withdrawn'):11.1f}{mean(rows, 'refused'):9g}"
+              f"{mean(rows, 'late'):6g}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=50_000)
@@ -316,11 +355,17 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="what the elastic queue did, of the first seed")
+    parser.add_argument("--vary", nargs="*", metavar="CASE", help=f"all of, or some of: {', '.join(CASES)}")
     chosen = parser.parse_args()
-    if chosen.verbose:
-        print("\n".join(simulate(elastic(), chosen.tasks, chosen.first).story))
+    seeds = range(chosen.first, chosen.first + chosen.seeds)
+    if chosen.vary is not None:
+        vary(chosen.vary or list(CASES), seeds)
         return
-    rows = compare(chosen.tasks, range(chosen.first, chosen.first + chosen.seeds))
+    case = Case(chosen.tasks)
+    if chosen.verbose:
+        print("\n".join(simulate(elastic(), chosen.first, case).story))
+        return
+    rows = compare(case, seeds)
     if chosen.json:
         json.dump(rows, sys.stdout, indent=1)
         return
@@ -329,14 +374,9 @@ def main() -> None:
     for row in rows:
         print("{seed:4}  {who:26}{hours:8.2f}{node_hours:9.0f}{blocks:8}{withdrawn:11}{to_best:14.3f}"
               "{node_hours_to_best:16.3f}".format(**row) + ("  best" if row["best"] else ""))
-    mine = [row for row in rows if row["who"] == "elastic"]
-
-    def mean(name: str) -> float:
-        return statistics.fmean(float(str(row[name])) for row in mine)
-
-    print(f"elastic, mean of {chosen.seeds} seeds: {mean('to_best'):.3f} of the best fixed shape's makespan, "
-          f"{mean('node_hours_to_best'):.3f} of its node-hours; {mean('refused'):g} blocks refused, "
-          f"{mean('late'):g} asked for when nothing was left")
+    print(f"elastic, mean of {chosen.seeds} seeds: {mean(rows, 'to_best'):.3f} of the best fixed shape's makespan, "
+          f"{mean(rows, 'node_hours_to_best'):.3f} of its node-hours; {mean(rows, 'refused'):g} blocks refused, "
+          f"{mean(rows, 'late'):g} asked for when nothing was left")
 
 
 if __name__ == "__main__":
