@@ -28,7 +28,7 @@ SPARE: Final = 0.7
 """... and one that waits is withdrawn when the others have to do no more than this."""
 LITTLE: Final = 0.02     # of the work that is ready: no block is asked for that much while others are there
 LASTS: Final = 300.0     # seconds that a surplus has to last
-ROWS: Final = 6          # tasks in a row on each place, so that few places are idle while the last ones run ...
+ROWS: Final = 5          # tasks in a row on each place, so that few places are idle while the last ones run ...
 ANYWAY: Final = 64       # ... but so many nodes are asked for whatever that costs
 AT_ONCE: Final = 4       # blocks asked for in one turn: a mistake shows before it is made a hundred times
 LONGEST_PAUSE: Final = HOUR
