@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ import pytest
 
 HERE = Path(__file__).parent
 LEFT_BEHIND_AFTER = 10.0   # seconds
+
+
+def pytest_configure() -> None:
+    """A shell that started us in the background has us, and all that we start, ignore Ctrl-C, which tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

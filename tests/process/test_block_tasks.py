@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from scripts import run
 from test_sites import add, balsamfut, note, told
@@ -135,6 +136,13 @@ def test_the_parts_of_a_block_on_this_machine_end_with_its_walltime(
         balsamfut("site", "stop", "page")
 
 
+def followers(run: Path) -> list[int]:
+    """The processes of the agents that were started from this directory."""
+    return [process.pid for process in psutil.process_iter(["cmdline"])
+            if f"{run}/" in " ".join(process.info["cmdline"] or ())]
+
+
+@pytest.mark.timeout(120)
 def test_when_the_leader_of_a_part_dies_its_tasks_go_elsewhere_and_the_other_part_goes_on(
         site: Path, tmp_path: Path, fake_pbs: FakePbs) -> None:
     assert told("site", "start", "page")["new"]
@@ -158,6 +166,7 @@ def test_when_the_leader_of_a_part_dies_its_tasks_go_elsewhere_and_the_other_par
         assert [attempt.pilot for attempt in reader.task(held.task_id).attempts] == [number + 1, other]
         assert reader.task(held.task_id).failures == 0
     assert [block.id for block in queue.ls()] == [number, other], "the part that is left goes on"
+    until(lambda: not followers(site / "run" / f"pilot-{number + 1}"), "nobody follows who has gone", 40.0)
 
 
 def test_an_interchange_that_is_started_again_waits_for_every_part_of_a_block(

@@ -670,8 +670,6 @@ def test_a_forked_child_leaves_its_parents_session_alone(start: Start) -> None:
     out, err, code = script("""
         import os
         from balsamfut.executor import Executor, innermost
-from balsamfut.interchange import ownership
-from balsamfut.interchange.store import Store
         from balsamfut.errors import NoExecutor
         with Executor() as ex:
             assert ex.submit(pow, 2, 5).result() == 32

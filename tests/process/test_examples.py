@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
 def run(script: Path, *arguments: str) -> str:
     """What the script prints; it must end well and say nothing on stderr."""
     done = subprocess.run([sys.executable, str(script), *arguments], env=environment(), capture_output=True, text=True,
-                          timeout=50, check=False)
+                          timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -223,6 +223,7 @@ def test_a_wrong_argument_of_an_example_is_one_sentence(site_dir: Path) -> None:
 # ---- checkpoint
 
 
+@pytest.mark.timeout(180)
 def test_checkpoint_goes_on_over_three_blocks_from_where_it_was(
         site_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(site_dir / "config"))
