@@ -1,6 +1,7 @@
 """What the elastic queue reaches, simulated with a virtual clock: no process and no batch system.
 
     python bench/elastic.py [--tasks N] [--seeds N] [--first SEED] [--json] [--verbose]
+    python bench/elastic.py --same-order        against fixed shapes whose tasks have the elastic queue's order
     python bench/elastic.py --vary [CASE...]    what becomes of it where things are otherwise
 
 A campaign of --tasks tasks, all ready at the beginning, on Aurora's queue table with queue waits that grow with width
@@ -10,7 +11,8 @@ or 50 minutes, and nobody but the simulation knows more.  The elastic queue star
 
 Against it: five fixed shapes.  Each asks for as many blocks of its shape as the work that is left needs, as soon as the
 queue takes them, withdraws those that wait when nothing is left and lets idle blocks go, as the elastic queue does.
-They have the same luck in the queues, and the same packing in the blocks.
+They have the same luck in the queues, and the same packing in the blocks, but for the end of the work, where blocks of
+the elastic queue take what is longest first; with --same-order those of the fixed shapes do so, too.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from simulated_pbs import HOUR, SimulatedPbs  # noqa: E402
 from balsamfut import platforms  # noqa: E402
 from balsamfut.interchange.backlog import STARTUP, Block, Cover, Demand, Phase  # noqa: E402
 from balsamfut.interchange.elastic import FILL, Decision, Plan, Release, Submit, View, counted, decide  # noqa: E402
+from balsamfut.interchange.ending import near  # noqa: E402
 from balsamfut.interchange.waits import Wait  # noqa: E402
 from balsamfut.platforms import queues  # noqa: E402
 from balsamfut.settings import Elastic  # noqa: E402
@@ -100,7 +103,17 @@ def campaign(seed: int, case: Case) -> list[Kind]:
             runs = dice.lognormvariate(0.0, 1.0) * 600.0
         declared = case.declared or next(each for each in DECLARED if each >= 1.5 * runs)
         kinds.setdefault((nodes, tiles, declared), Kind(nodes, tiles, declared)).runs.append(runs)
-    return sorted(kinds.values(), key=lambda kind: (-kind.nodes, -kind.tiles, -kind.declared))
+    return sorted(kinds.values(), key=first_order)
+
+
+def first_order(kind: Kind) -> tuple[float, ...]:
+    """Widest first."""
+    return -kind.nodes, -kind.tiles, -kind.declared
+
+
+def last_order(kind: Kind) -> tuple[float, ...]:
+    """Those of several nodes first, then what takes longest."""
+    return -kind.nodes, -kind.declared, -kind.tiles
 
 
 class Running:
@@ -112,7 +125,6 @@ class Running:
         self.by_free: list[set[int]] = [set() for _ in range(TILES)] + [set(range(nodes))]
         self.tasks = 0
         self.idle_since = start
-        self.until = end        # nothing is started that does not end by then
 
     def place(self, kind: Kind) -> list[int] | None:
         if kind.tiles == TILES:
@@ -140,8 +152,8 @@ class Running:
         self.tasks -= 1
 
     def fill(self, kinds: list[Kind], now: float) -> Iterator[tuple[Kind, float, list[int]]]:
-        """Widest and longest first, of what may end in time; empty nodes are kept for a wide task that waits."""
-        left = min(self.end, self.until) - now - ENDS
+        """In the order of `kinds`, of what may end in time; empty nodes are kept for a wide task that waits."""
+        left = self.end - now - ENDS
         for kind in kinds:
             if not kind.runs or kind.declared > left or kind.nodes > self.nodes:
                 continue
@@ -166,8 +178,8 @@ def elastic() -> Policy:
     return policy
 
 
-def fixed(queue: str, nodes: int, wall: float) -> Policy:
-    """As many blocks of one shape as the work needs."""
+def fixed(queue: str, nodes: int, wall: float, same_order: bool) -> Policy:
+    """As many blocks of one shape as the work needs.  same_order: the end of the work is as with the elastic queue."""
 
     def policy(view: View) -> Plan:
         table = next(each for each in view.queues if each.name == queue)
@@ -182,7 +194,7 @@ def fixed(queue: str, nodes: int, wall: float) -> Policy:
                 break
             cover.add(nodes, wall - STARTUP, 1.0)
             found.append(Submit(queue, nodes, wall, "needed"))
-        return Plan(tuple(found), ())
+        return Plan(tuple(found), (), longest_first=same_order and near(view.demands, view.blocks, view.now))
 
     return policy
 
@@ -208,6 +220,7 @@ class World:
         self.seen: list[Wait] = []
         self.ends: list[tuple[float, int, int, Kind, float, list[int]]] = []
         self.count = self.late = 0
+        self.longest_first = False
         self.done = 0.0
         self.story: list[str] = []
 
@@ -263,8 +276,9 @@ class World:
     def _ask(self, now: float) -> None:
         view = self.view(now)
         plan = self.policy(view)
-        for block in self.running.values():
-            block.until = plan.ends.get(str(block.number), block.end)
+        if plan.longest_first != self.longest_first:
+            self.longest_first = plan.longest_first
+            self.kinds.sort(key=last_order if self.longest_first else first_order)
         for decision in plan.decisions:
             self._tell(now, str(decision))
             if isinstance(decision, Submit):
@@ -317,9 +331,9 @@ def simulate(policy: Policy, seed: int, case: Case) -> Outcome:
     return world.run()
 
 
-def compare(case: Case, seeds: range) -> list[dict[str, object]]:
+def compare(case: Case, seeds: range, same_order: bool = False) -> list[dict[str, object]]:
     makers: dict[str, Callable[[], Policy]] = {"elastic": elastic}
-    makers |= {name: lambda shape=shape: fixed(*shape) for name, shape in FIXED.items()}   # type: ignore[misc]
+    makers |= {name: lambda shape=shape: fixed(*shape, same_order) for name, shape in FIXED.items()}   # type: ignore[misc]
     rows: list[dict[str, object]] = []
     for seed in seeds:
         outcomes = {name: simulate(make(), seed, case) for name, make in makers.items()}
@@ -354,6 +368,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--same-order", action="store_true", help="fixed shapes end as the elastic queue does")
     parser.add_argument("--verbose", action="store_true", help="what the elastic queue did, of the first seed")
     parser.add_argument("--vary", nargs="*", metavar="CASE", help=f"all of, or some of: {', '.join(CASES)}")
     chosen = parser.parse_args()
@@ -365,7 +380,7 @@ def main() -> None:
     if chosen.verbose:
         print("\n".join(simulate(elastic(), chosen.first, case).story))
         return
-    rows = compare(case, seeds)
+    rows = compare(case, seeds, chosen.same_order)
     if chosen.json:
         json.dump(rows, sys.stdout, indent=1)
         return

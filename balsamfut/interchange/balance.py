@@ -37,7 +37,7 @@ def spare(book: Book, pilots: Sequence[Pilot], capacity: Callable[[Pilot, int], 
             if donor.counts[cls] <= 0 or fits <= 0 or 0.0 <= book.classes[cls].typical < LONG:
                 continue
             room = {pilot: int(part * capacity(pilot, cls) + 1e-9) for pilot in able
-                    if (part := free.get(pilot.id, 0.0)) and cls not in pilot.barred}
+                    if (part := free.get(pilot.id, 0.0))}
             tasks = _unstarted(donor, cls, room, math.ceil(over * fits - 1e-9), free)
             if tasks:
                 over -= len(tasks) / fits

@@ -78,7 +78,7 @@ class Pilot:
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
                  "capacity", "skew", "spent", "block", "part", "filter", "only", "ends",
-                 "closed", "late", "barred")
+                 "closed", "late")
 
     def __init__(self, row: PilotRow, block: int = 0, part: Part | None = None) -> None:
         self.row = row
@@ -105,7 +105,6 @@ class Pilot:
         self.acknowledged = 0                     # ... and of those that it knows are recorded
         self.deadline = 0.0                       # not enrolled: lost by then
         self.capacity: dict[int, int] = {}        # class -> how many fit when it is empty
-        self.barred: frozenset[int] = frozenset()   # classes that it is given none of: they would take too long
         self.spent = False                        # it may begin no more launches: serial tasks only
         self.skew = 0.0                           # seconds by which its clock is ahead of ours
         self.ends = math.inf                      # when its tasks have to be over, for its block ends (by our clock)

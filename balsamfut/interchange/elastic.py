@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from balsamfut.interchange import ending
 from balsamfut.interchange.backlog import STARTUP, Block, Cover, Demand, Phase
-from balsamfut.interchange.ending import ends
 from balsamfut.interchange.hedging import one_more, too_late
 from balsamfut.interchange.shapes import FOREVER, Bounds, Market, Shape, part_by, shapes, starts_in
 from balsamfut.interchange.waits import HOUR, Wait, Waits
@@ -28,7 +28,7 @@ SPARE: Final = 0.7
 """... and one that waits is withdrawn when the others have to do no more than this."""
 LITTLE: Final = 0.02     # of the work that is ready: no block is asked for that much while others are there
 LASTS: Final = 300.0     # seconds that a surplus has to last
-ROWS: Final = 5          # tasks in a row on each place, so that few places are idle while the last ones run ...
+ROWS: Final = 6          # tasks in a row on each place, so that few places are idle while the last ones run ...
 ANYWAY: Final = 64       # ... but so many nodes are asked for whatever that costs
 AT_ONCE: Final = 4       # blocks asked for in one turn: a mistake shows before it is made a hundred times
 LONGEST_PAUSE: Final = HOUR
@@ -82,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]                   # for people: what is done, or why nothing is
     surplus: Mapping[str, float] = {}        # block that waits for nothing -> since when
     finish: float = 0.0                      # seconds until the work that is ready may be done; 0.0: not known
-    ends: Mapping[str, float] = {}           # block -> Unix time by which what it is given from now on has to end
+    longest_first: bool = False              # the end is near: what takes longest is given out first
 
 
 def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
@@ -108,7 +108,7 @@ def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
         released += withdrawn
     decisions: tuple[Decision, ...] = (*submits, *released)
     return Plan(decisions, (*lines, *(_said(decision) for decision in decisions)), lasting, finish,
-                ends(view.demands, held, view.now))
+                ending.near(view.demands, held, view.now))
 
 
 def _said(decision: Decision) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from operator import attrgetter
 from typing import Final
 
-from balsamfut.interchange.book import Book, Pilot
+from balsamfut.interchange.book import Book, ClassInfo, Pilot
 from balsamfut.interchange.records import Task
 from balsamfut.model import TaskState
 
@@ -29,6 +29,7 @@ LONG_SECONDS: Final = 5.0
 
 QueueKey = tuple[int, int, int]
 """Class; limited session or 0; a bit for each filter that the task passes."""
+Rank = tuple[float, ...]
 Filter = frozenset[tuple[str, str]]
 """Tags that a task must have, all of them."""
 
@@ -40,6 +41,7 @@ class ReadyQueues:
         self._queues: dict[QueueKey, deque[Task]] = {}
         self._filters: list[Filter] = []
         self.size = 0
+        self.longest_first = False       # what takes longest goes before what is oldest
         self.unfit: set[tuple[int, int]] = set()     # class and filters of those that no pilot takes, as people know
 
     def push(self, task: Task, limited: int = 0, *, first: bool = False) -> None:
@@ -105,7 +107,7 @@ class ReadyQueues:
 def allowance(book: Book, pilot: Pilot, cls: int) -> int:
     """How many tasks of a class a pilot may hold: what it can run at once, and some ahead."""
     fits = pilot.capacity.get(cls, 0)
-    if fits <= 0 or cls in pilot.late or cls in pilot.barred:
+    if fits <= 0 or cls in pilot.late:
         return 0
     typical = book.classes[cls].typical
     if typical < 0.0:
@@ -116,7 +118,8 @@ def allowance(book: Book, pilot: Pilot, cls: int) -> int:
 
 
 def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[tuple[Pilot, Task]]:
-    """Take tasks off the queues for as long as a pilot has room for them, in the order of priority and age.
+    """Take tasks off the queues for as long as a pilot has room for them, in the order of priority and age; near the
+    end of the work, of priority, width and length.
 
     Each has to be assigned before the next is asked for: a task that was cancelled and is wanted again is queued twice,
     and its state tells that its turn has been.
@@ -124,14 +127,14 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
     able = [pilot for pilot in pilots if pilot.enrolled and not pilot.stopping]
     if not able or not queues.size:
         return
-    heads: list[tuple[int, int, QueueKey]] = []
+    heads: list[tuple[Rank, int, QueueKey]] = []
     for key in queues.lines():
         head = queues.head(key)
         if head is not None:
-            heads.append((-book.classes[key[0]].spec.options.priority, head.id, key))
+            heads.append((_rank(book.classes[key[0]], queues.longest_first), head.id, key))
     heapq.heapify(heads)
     while heads:
-        priority, _, key = heads[0]
+        rank, _, key = heads[0]
         cls, limited, passes = key
         room, pilot = _next(book, able, cls, passes)
         session = book.sessions.get(limited) if limited else None
@@ -143,7 +146,7 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
         # Up to the head of the next queue this one may go on without asking again.
         bound = _second(heads)
         head = queues.head(key)
-        while head is not None and room > 0 and (priority, head.id, key) <= bound:
+        while head is not None and room > 0 and (rank, head.id, key) <= bound:
             queues.pop(key)
             pilot.counts[cls] = pilot.counts.get(cls, 0) + 1
             if session is not None:
@@ -154,14 +157,22 @@ def match(book: Book, queues: ReadyQueues, pilots: Iterable[Pilot]) -> Iterator[
         if head is None:
             heapq.heappop(heads)
         else:
-            heapq.heapreplace(heads, (priority, head.id, key))
+            heapq.heapreplace(heads, (rank, head.id, key))
 
 
-_LAST: Final[tuple[float, float, QueueKey]] = (float("inf"), float("inf"), (0, 0, 0))
+def _rank(info: ClassInfo, longest_first: bool) -> Rank:
+    """What is before the age in the order."""
+    options = info.spec.options
+    if not longest_first:
+        return (-options.priority,)
+    return -options.priority, 1 - info.spec.resources.num_nodes, -(options.walltime or info.typical)
+
+
+_LAST: Final[tuple[Rank, float, QueueKey]] = ((float("inf"),), float("inf"), (0, 0, 0))
 _age: Final = attrgetter("id")
 
 
-def _second(heads: list[tuple[int, int, QueueKey]]) -> tuple[float, float, QueueKey]:
+def _second(heads: list[tuple[Rank, int, QueueKey]]) -> tuple[Rank, float, QueueKey]:
     rest = heads[1:3]
     return min(rest) if rest else _LAST
 

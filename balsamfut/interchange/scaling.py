@@ -107,7 +107,7 @@ class Scaling:
         self._next = now + max(PERIOD, len(self.book.tasks) / COUNTED)
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
-        self._bar(plan, now)
+        self.queues.longest_first = plan.longest_first
         unsettled = self._unsettled(now)
         for decision in plan.decisions:
             if not isinstance(decision, Submit):
@@ -172,16 +172,6 @@ class Scaling:
             if now - since > HANGS:
                 self._leaving[token] = now
                 self.batch.withdraw(there[token], now)
-
-    def _bar(self, plan: Plan, now: float) -> None:
-        """Blocks that are to be done before the others are given nothing that takes longer."""
-        spans = {cls: each.span for cls in self._counts(TaskState.READY) if (each := self._demand(cls))} if (
-            plan.ends) else {}
-        for pilot in self.book.pilots.values():
-            row = self.book.blocks.get(pilot.block)
-            end = plan.ends.get(row.token) if row is not None else None
-            pilot.barred = frozenset() if end is None else frozenset(
-                cls for cls, seconds in spans.items() if seconds > end - now)
 
     def _release(self, row: BlockRow, why: str, now: float) -> None:
         pilot = self.book.pilots.get(row.id)

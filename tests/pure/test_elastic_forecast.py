@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from balsamfut import platforms
 from balsamfut.interchange.backlog import Block, Demand, Phase
 from balsamfut.interchange.elastic import Submit, View, decide
-from balsamfut.interchange.ending import LONGER, ends
+from balsamfut.interchange.ending import near
 from balsamfut.interchange.forecast import Forecast
 from balsamfut.interchange.hedging import too_late
 from balsamfut.interchange.waits import Waits
@@ -95,26 +95,17 @@ def test_no_block_is_too_late_while_those_that_run_have_not_the_time_for_the_lon
     assert not too_late([nodes_hours(100, seconds=1500.0)], there, there[-1], (), NOW)
 
 
-def test_at_the_end_the_long_tasks_are_left_to_the_narrowest_blocks_that_will_do() -> None:
-    blocks = [running("wide", 512), running("narrow", 128), running("other", 512)]
-    work = [nodes_hours(50, seconds=1800.0), nodes_hours(100, seconds=60.0)]
-    found = ends(work, blocks, NOW)
-    assert found.keys() == {"wide", "other"}
-    assert all(NOW < at < NOW + HOUR for at in found.values())
-    assert ends([nodes_hours(50_000, seconds=600.0)], blocks, NOW) == {}, "there is work for long"
+def test_the_end_is_near_when_the_blocks_that_run_do_all_within_two_of_the_longest_tasks() -> None:
+    blocks = [running("a", 512), running("b", 512), queued("q", 4096)]
+    assert near([nodes_hours(900, seconds=1800.0), nodes_hours(100, seconds=60.0)], blocks, NOW)
+    assert not near([nodes_hours(1700, seconds=1800.0)], blocks, NOW), "what waits in a queue does not count"
+    assert not near([nodes_hours(100, seconds=60.0)], blocks, NOW), "many short tasks in a row on each place"
 
 
-def test_no_block_of_a_person_and_not_the_only_block_is_done_early() -> None:
-    work = [nodes_hours(50, seconds=1800.0)]
-    assert ends(work, [running("only")], NOW) == {}
-    assert "theirs" not in ends(work, [running("theirs", 512, ours=False), running("ours", 128)], NOW)
-
-
-def test_as_many_blocks_take_long_tasks_as_these_need() -> None:
-    blocks = [running(str(number), 64) for number in range(8)]
-    few = ends([nodes_hours(10, seconds=1800.0)], blocks, NOW)
-    many = ends([nodes_hours(8 * 64 * LONGER / HOUR, seconds=1800.0)], blocks, NOW)
-    assert len(many) < len(few) < 8
+def test_no_end_is_near_without_work_or_without_the_time_for_it() -> None:
+    assert not near([], [running("a", 64)], NOW)
+    assert not near([nodes_hours(10, seconds=600.0)], [], NOW)
+    assert not near([nodes_hours(500, seconds=7200.0)], [running("a", 64, left=3600.0)], NOW)
 
 
 # ---- what is asked for is used

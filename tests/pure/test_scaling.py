@@ -11,11 +11,12 @@ from interchange_world import CONFIG, Database, Harness
 
 from balsamfut import platforms
 from balsamfut.errors import SettingsError
-from balsamfut.interchange import scaling
+from balsamfut.interchange import matcher, scaling
 from balsamfut.interchange.backlog import Phase
+from balsamfut.interchange.book import Pilot
 from balsamfut.interchange.core import Core
 from balsamfut.interchange.elastic import Plan
-from balsamfut.interchange.records import BlockRow, Writes
+from balsamfut.interchange.records import BlockRow, PilotRow, Writes
 from balsamfut.interchange.scaling import COUNTED, HANGS, PERIOD, SETTLES, offers, pairs
 from balsamfut.messages import (
     PROTOCOL,
@@ -355,22 +356,30 @@ def test_a_machine_whose_queues_are_not_described_is_asked_for_what_the_settings
     assert (here.max_nodes, here.max_running, here.max_queued) == (1, 1, 1)
 
 
-def test_a_block_that_is_to_be_done_first_is_given_nothing_that_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_the_end_what_takes_longest_goes_first_and_else_what_is_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     world = Campaign()
-    world.tasks(12)
-    world.wait(SETTLES + PERIOD)
-    (row,) = world.wanted
-    ends = {row.token: world.now + HOUR}
-    monkeypatch.setattr(scaling, "decide", lambda view, surplus: Plan((), (), ends=ends))
+    world.tasks(2)
     cls = next(iter(world.core.book.classes.values()))
-    cls.spec = msgspec.structs.replace(cls.spec, options=msgspec.structs.replace(cls.spec.options, walltime=2 * HOUR))
-    world.wait(PERIOD + SETTLES)
-    held = world.pilots[world.begin(row)].held
-    world.wait(2 * PERIOD)
-    first = len(held)
-    world.tasks(40)
-    world.wait(2 * PERIOD)
-    assert len(held) == first
-    ends.clear()
-    world.wait(2 * PERIOD)
-    assert len(held) > first
+    long = msgspec.structs.replace(cls.spec, options=msgspec.structs.replace(cls.spec.options, walltime=2 * HOUR))
+    number = world.core.book.intern_class(long)
+    first, last = world.core.book.tasks.values()
+    world.core.queues.pop(world.core.queues.lines()[0])
+    world.core.queues.pop(world.core.queues.lines()[0])
+    last.cls = number
+    for task in (first, last):
+        world.core.queues.push(task)
+    pilot = Pilot(PilotRow(9, "t", "", 0, "aurora", 1, 0.0))
+    pilot.enrolled, pilot.capacity = True, {first.cls: 5, number: 5}
+
+    def order(soon: bool) -> list[int]:
+        monkeypatch.setattr(scaling, "decide", lambda view, surplus: Plan((), (), longest_first=soon))
+        world.wait(2 * PERIOD)
+        found = [task for _, task in matcher.match(world.core.book, world.core.queues, [pilot])]
+        for task in found:
+            world.core.queues.push(task)
+        pilot.counts.clear()
+        return [task.id for task in found]
+
+    assert order(False) == [first.id, last.id]
+    assert order(True) == [last.id, first.id]
+    assert order(False) == [first.id, last.id]
