@@ -21,6 +21,7 @@ from balsamfut.provider.base import BlockState, BlockStatus
 from balsamfut.provider.recipe import Recipe, part_token
 from balsamfut.queuemessages import Part
 
+ENDING: Final = "it is being ended"
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
 _NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
                    BlockState.RUNNING: "does not end"}
@@ -103,6 +104,8 @@ class Batch:
         """End a block as it would end by itself: its pilots tell their tasks to stop, hand back what they have, and
         leave.  The batch system ends one whose pilots are not there or do not leave, or that is ended a second time."""
         pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
+        row.text = ENDING
+        self.book.writes.blocks.append(row)
         if row.id in self._ending or not pilots or not all(pilot.enrolled for pilot in pilots):
             self._ending[row.id] = math.inf
             self.withdraw(row, now)
@@ -111,6 +114,10 @@ class Batch:
         self._ending[row.id] = now + GRACE + PARTING
         for pilot in pilots:
             self.pilots.stop(pilot, GRACE)
+
+    def ending(self, row: BlockRow) -> bool:
+        """Somebody wants its end."""
+        return row.id in self._ending
 
     def tick(self, now: float) -> None:
         """Blocks whose pilots were told to leave, and are still there, are ended by the batch system."""
@@ -150,12 +157,12 @@ class Batch:
         for row in self.wanted:
             row.text = self._why_waiting()
             self.book.writes.blocks.append(row)
-        self._say(text or "the batch system answers again")
+        self._say(_silent(text) if text else "the batch system answers again")
 
     def greet(self, session: Session) -> None:
         """A client is here: it hears what the others have heard."""
         if self.troubled:
-            self.book.send_client(session, Notice(self.troubled))
+            self.book.send_client(session, Notice(_silent(self.troubled)))
 
     def told(self, status: BlockStatus, now: float) -> None:
         """Record it; a block that is over takes its pilot along."""
@@ -222,6 +229,10 @@ class Batch:
         self.news.append(text)
         for session in self.sessions.alive():
             self.book.send_client(session, Notice(text))
+
+
+def _silent(text: str) -> str:
+    return f"the batch system cannot be asked, blocks that run go on: {text}"
 
 
 def _text(status: BlockStatus) -> str:

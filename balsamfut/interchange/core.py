@@ -100,7 +100,7 @@ class Core:
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
         self.closing = Closing(self.book, self.queues, self.attempts, self.sessions)
         self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past)
-        self.scaling = Scaling(self.book, self.queues, self.batch, self.pilots, config.elastic, config.paused)
+        self.scaling = Scaling(self.book, self.queues, self.batch, config.elastic, config.paused)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.balanced = now               # when it was last looked whether work waits in the wrong place

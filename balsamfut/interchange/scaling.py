@@ -18,7 +18,6 @@ from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Pilot
 from balsamfut.interchange.elastic import Decision, Plan, Submit, View, decide
 from balsamfut.interchange.matcher import ReadyQueues
-from balsamfut.interchange.pilots import Pilots
 from balsamfut.interchange.records import BlockRow, Task
 from balsamfut.messages import ElasticAnswer, ElasticOrder
 from balsamfut.model import TaskState
@@ -36,20 +35,16 @@ COUNTED: Final = 20_000
 """... or more, where tasks have to be counted: so many in a second, which costs about a thousandth of a core."""
 SETTLES: Final = 60.0
 """Seconds that a growing backlog is waited for at most: a block for its beginning would be too small."""
-HANGS: Final = 60.0
-"""Seconds after which a block that was told to end, and is there still, is ended by the batch system."""
 DAY: Final = 86400.0
 
 
 class Scaling:
     """The part of the brain that asks for blocks by itself."""
 
-    def __init__(self, book: Book, queues: ReadyQueues, batch: Batch, pilots: Pilots, settings: Elastic,
-                 paused: bool) -> None:
+    def __init__(self, book: Book, queues: ReadyQueues, batch: Batch, settings: Elastic, paused: bool) -> None:
         self.book = book
         self.queues = queues
         self.batch = batch
-        self.pilots = pilots
         self.settings = settings
         self.paused = paused
         node = batch.recipe.platform.node
@@ -57,7 +52,6 @@ class Scaling:
         self._packer = Packer(node, [f"n{index}" for index in range(min(batch.recipe.platform.max_nodes, 2))])
         self._offers = offers(batch.recipe.queues, batch.recipe.provider, batch.recipe.platform.max_nodes, settings)
         self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
-        self._leaving: dict[str, float] = {}     # blocks that were told to end, and when
         self._surplus: dict[str, float] = {}     # of the plan before
         self._next = self._looked = 0.0
         self._growing = 0.0                      # since when more and more is ready
@@ -158,31 +152,21 @@ class Scaling:
         return False
 
     def _watch(self, now: float) -> None:
-        """What runs nothing, and what should be over by now."""
+        """What runs nothing, and since when."""
         for number in self.book.blocks:
             pilot = self.book.pilots.get(number)
             if pilot is not None and pilot.enrolled and not pilot.held:
                 self._idle.setdefault(number, now)
             else:
                 self._idle.pop(number, None)
-        there = {row.token: row for row in self.book.blocks.values()}
         self._idle = {number: since for number, since in self._idle.items() if number in self.book.blocks}
-        self._leaving = {token: since for token, since in self._leaving.items() if token in there}
-        for token, since in list(self._leaving.items()):
-            if now - since > HANGS:
-                self._leaving[token] = now
-                self.batch.withdraw(there[token], now)
 
     def _release(self, row: BlockRow, why: str, now: float) -> None:
         pilot = self.book.pilots.get(row.id)
         if pilot is not None and pilot.held:
             return                   # it was given something meanwhile
-        self._leaving[row.token] = now
         self.book.event(now, "elastic", f"block {row.id} is let go: {why}", pilot=row.id)
-        if pilot is not None and pilot.enrolled:
-            self.pilots.stop(pilot, 0.0)
-        else:
-            self.batch.withdraw(row, now)
+        self.batch.end(row, now)
 
     def _row(self, token: str) -> BlockRow:
         return next(row for row in self.book.blocks.values() if row.token == token)
@@ -222,7 +206,7 @@ class Scaling:
     def _block(self, row: BlockRow, now: float) -> Block:
         pilot = self.book.pilots.get(row.id)
         phase = Phase.QUEUED
-        if row.token in self._leaving or pilot is None or pilot.stopping:
+        if self.batch.ending(row) or pilot is None or pilot.stopping:
             phase = Phase.LEAVING
         elif pilot.enrolled or row.state == BlockState.RUNNING:
             phase = Phase.RUNNING

@@ -38,6 +38,7 @@ from balsamfut.provider.pace import Pace
 from balsamfut.provider.recipe import Recipe
 
 DOWN = "qstat: cannot connect to server (errno=15010)"
+SAID = f"the batch system cannot be asked, blocks that run go on: {DOWN}"
 
 
 class Site:
@@ -116,18 +117,18 @@ def test_people_are_told_once_that_it_cannot_be_asked_and_once_that_it_can(site:
     site.trouble(DOWN)
     site.trouble(DOWN)
     site.core.tick(site.now + 6.0)
-    assert site.notices() == [DOWN]
+    assert site.notices() == [SAID]
     site.trouble("")
     site.trouble("")
     assert site.notices() == ["the batch system answers again"]
-    assert site.core.batch.news == [DOWN, "the batch system answers again"], "for the log"
+    assert site.core.batch.news == [SAID, "the batch system answers again"], "for the log"
 
 
 def test_a_client_that_comes_later_hears_of_it_once(site: Site) -> None:
     site.trouble(DOWN)
     site.core.client(b"other", Hello(PROTOCOL, "other", None, 2, "host"), site.now)
     heard = [message.text for message in site.turn().out.clients[b"other"] if isinstance(message, Notice)]
-    assert heard == [DOWN] and site.notices() == [DOWN]
+    assert heard == [SAID] and site.notices() == [SAID]
 
 
 def test_a_block_that_waits_to_be_asked_for_is_withdrawn_without_asking_anybody(site: Site) -> None:
@@ -224,7 +225,7 @@ def test_people_are_told_once_that_a_block_does_not_start_and_once_that_it_does(
     site.tell(token, BlockState.QUEUED, f"{DOWN}; before that: held (s): too many failed attempts to run", stuck=True)
     site.trouble("")
     site.tell(token, BlockState.QUEUED, "held (s): too many failed attempts to run", stuck=True)
-    assert site.notices() == ["block 1 does not start: held (s): too many failed attempts to run", DOWN,
+    assert site.notices() == ["block 1 does not start: held (s): too many failed attempts to run", SAID,
                               "the batch system answers again"]
     site.tell(token, BlockState.QUEUED, "Not Running: Not enough free nodes available")
     site.tell(token, BlockState.RUNNING)

@@ -13,11 +13,12 @@ from balsamfut import platforms
 from balsamfut.errors import SettingsError
 from balsamfut.interchange import matcher, scaling
 from balsamfut.interchange.backlog import Phase
+from balsamfut.interchange.batch import GRACE, PARTING
 from balsamfut.interchange.book import Pilot
 from balsamfut.interchange.core import Core
 from balsamfut.interchange.elastic import Plan
 from balsamfut.interchange.records import BlockRow, PilotRow, Writes
-from balsamfut.interchange.scaling import COUNTED, HANGS, PERIOD, SETTLES, offers, pairs
+from balsamfut.interchange.scaling import COUNTED, PERIOD, SETTLES, offers, pairs
 from balsamfut.messages import (
     PROTOCOL,
     Cancel,
@@ -88,6 +89,7 @@ class Campaign(Harness):
         while self.now < end:
             self.now = min(end, self.now + step)
             self.core.scaling.look(self.now, self.token_of)
+            self.core.batch.tick(self.now)
             self.beats()
             self.turn()
 
@@ -249,7 +251,7 @@ def test_a_block_that_was_told_to_end_and_does_not_is_ended_by_the_batch_system(
     row, peer = running(world)
     world.finish(peer)
     world.wait(ON.idle + 5.0)
-    world.wait(HANGS + 5.0)
+    world.wait(GRACE + PARTING + 5.0)
     assert [each.id for each in world.core.batch.unwanted] == [row.id]
 
 
