@@ -202,25 +202,31 @@ class Batch:
             self._removed.discard(row.id)
         elif status.state is BlockState.REFUSED:
             self._say(f"block {row.id} was refused: {why}")
-        elif pilots and not any(pilot.row.started for pilot in pilots):
+        elif self._never_came(row):
             self._say(f"block {row.id} ended before its pilot was there: {why}")
         for pilot in pilots:
             self.pilots.gone(pilot.id, why, now)
 
     def _count(self, row: BlockRow, status: BlockStatus, now: float) -> None:
         """Failures of a queue, one after the other.  A block that is accepted ends the series, unless it is dropped
-        afterwards, as jobs are that no queue behind a routing queue takes."""
-        if status.state is BlockState.REFUSED or (status.over and status.again):
+        afterwards, as jobs are that no queue behind a routing queue takes, or ends before its pilot is there, as all do
+        whose script is wrong."""
+        never = status.over and self._never_came(row)
+        if status.state is BlockState.REFUSED or (status.over and status.again) or never:
             before = self._cleared.pop(row.token, None) or self.failures.get(row.queue)
             if row.id not in self._removed:
-                self.failures[row.queue] = Failure(1 + (before.count if before else 0), now, _text(status))
-        elif status.state is BlockState.QUEUED and row.state == BlockState.SUBMITTING:
-            if before := self.failures.pop(row.queue, None):
-                self._cleared[row.token] = before
-        elif status.over or (status.state is BlockState.RUNNING and row.state != BlockState.RUNNING):
+                text = _text(status) or (f"{_ended(status.exit_code)} before its pilot was there" if never else "")
+                self.failures[row.queue] = Failure(1 + (before.count if before else 0), now, text)
+        elif status.over:
             self._cleared.pop(row.token, None)
-            if not status.over:
-                self.failures.pop(row.queue, None)
+        elif (status.state != row.state and (status.state is BlockState.RUNNING or row.state == BlockState.SUBMITTING)
+                and (before := self.failures.pop(row.queue, None))):
+            self._cleared[row.token] = before
+
+    def _never_came(self, row: BlockRow) -> bool:
+        """None of its pilots has ever been here: one that has left is not in the book any more."""
+        pilots = [self.book.pilots.get(number) for number, _ in row.pilots()]
+        return all(pilot is not None and not pilot.row.started for pilot in pilots)
 
     def _why_waiting(self) -> str:
         return f"it will be asked for when the batch system answers again: {self.troubled}" if self.troubled else ""

@@ -35,7 +35,7 @@ LONGEST_PAUSE: Final = HOUR
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A queue refused blocks, or they vanished, one after the other."""
+    """A queue refused blocks, or they vanished or ended before their pilots were there, one after the other."""
 
     count: int
     at: float                # the last time, Unix time

@@ -180,7 +180,7 @@ def test_failures_of_a_queue_are_counted_one_after_the_other(site: Site) -> None
     assert site.core.batch.failures == {"debug": Failure(1, 1002.0, "not here")}
     site.tell(token, BlockState.ENDED, "the node's PBS was restarted under it", again=True)
     site.tell(site.ask(), BlockState.REFUSED, "no")
-    assert site.core.batch.failures["capacity"] == Failure(2, 1006.0, "no")
+    assert site.core.batch.failures["capacity"] == Failure(3, 1006.0, "no")
     site.tell(site.ask(), BlockState.QUEUED)
     assert "capacity" not in site.core.batch.failures
 
@@ -205,8 +205,20 @@ def test_blocks_that_end_as_they_should_are_no_failures(site: Site) -> None:
     token = site.ask()
     site.tell(token, BlockState.QUEUED)
     site.tell(token, BlockState.RUNNING)
+    for pilot in site.core.book.pilots.values():
+        pilot.row.started = 1002.0
     site.tell(token, BlockState.ENDED, "its walltime was over")
     assert not site.core.batch.failures
+
+
+def test_a_block_that_ends_before_its_pilot_is_there_is_a_failure_of_its_series(site: Site) -> None:
+    for count in (1, 2, 3):
+        token = site.ask()
+        site.tell(token, BlockState.QUEUED)
+        site.tell(token, BlockState.RUNNING)
+        site.tell(token, BlockState.ENDED)
+        failure = site.core.batch.failures["capacity"]
+        assert failure.count == count and "before its pilot was there" in failure.text
 
 
 def test_a_block_that_is_put_back_in_the_queue_and_starts_again_is_one_block(site: Site) -> None:
