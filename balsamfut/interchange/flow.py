@@ -134,6 +134,9 @@ class Flow:
                 pilot.parents.discard(task.id)
             else:
                 pilot.counts[task.cls] -= 1
+            session = self.book.sessions.get(task.session)
+            if session is not None and session.assigned:
+                session.assigned -= 1
         if task.state not in CLOSED and task.state is not S.HELD:
             self.book.move(task, S.HELD)
             task.reason = reason

@@ -60,3 +60,15 @@ def test_a_task_that_is_read_alone_waits_for_what_it_needs() -> None:
     h.run_out()
     assert {row["state"] for row in h.db.rows.values()} == {TaskState.DONE}
     assert all(attempts == [1] for attempts in h.launched.values())
+
+
+def test_a_task_that_is_put_aside_is_not_counted_against_its_sessions_limit() -> None:
+    world = Harness()
+    world.session().limit = 1
+    pilot = world.new_pilot()
+    first, second = world.submit(), world.submit()
+    world.turn()
+    assert list(pilot.held) == [world.ids[first]]
+    world.core.flow.hold_anyway(world.core.book.tasks[world.ids[first]], "a report of it does not fit")
+    world.turn()
+    assert world.ids[second] in pilot.held
