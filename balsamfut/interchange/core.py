@@ -64,6 +64,9 @@ from balsamfut.model import TaskState
 S = TaskState
 REJOIN = 20.0
 """Seconds that the pilots of an earlier interchange have to find this one."""
+RETURN = 600.0
+"""... and those of blocks, which other hosts see our address late: by then one that was only cut off has ended itself.
+Its block may go on for hours, if it is split or hangs."""
 CLIENT_SILENCE = 30.0
 """Seconds without a sign after which a client counts as gone, unless its process is watched: it may be stopped, or in C
 code that keeps its other threads waiting."""
@@ -109,6 +112,8 @@ class Core:
             if not pilot.block:
                 pilot.deadline = now + REJOIN
                 pilot.heard = now
+            elif pilot.row.started:
+                pilot.deadline = now + RETURN
 
     # ---- what must be read first
 

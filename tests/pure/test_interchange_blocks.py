@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from interchange_world import CONFIG, Database, Harness, PretendPilot
 
 from balsamfut import platforms
-from balsamfut.interchange.core import BALANCE, Core
+from balsamfut.interchange.core import BALANCE, RETURN, Core
 from balsamfut.interchange.records import World, Writes
+from balsamfut.interchange.requests import Wanted
 from balsamfut.messages import PROTOCOL, BlockAnswer, Enrol, Fault, Hello, Message, Notice, RemoveBlock, Submit
 from balsamfut.model import AppKind, AppSpec, Extra, Options, Pool, Resources, TaskClass, TaskSpec, TaskState
 from balsamfut.provider.base import BlockState, BlockStatus
@@ -374,3 +375,34 @@ def test_a_block_takes_everything_only_if_nothing_is_said_of_its_tasks(yard: Yar
     yard.block(tags={"a": "b"})
     yard.block(2, parts=[Part(1), Part(1)])
     assert [row.takes_everything for row in yard.core.book.blocks.values()] == [True, False, False, False]
+
+
+def test_a_part_whose_pilot_died_without_an_interchange_does_not_keep_its_tasks() -> None:
+    yard = Yard()
+    yard.ask_block(2, parts=[Part(1), Part(1)])
+    row, = yard.core.batch.wanted
+    yard.core.batch.told(BlockStatus(row.token, BlockState.RUNNING, "1"), yard.now)
+    yard.turn()
+    gone, other = (PretendPilot(number, yard.core.book.pilots[number].row.token, b"p%d" % number)
+                   for number, _ in row.pilots())
+    for pilot in (gone, other):
+        yard.pilots[pilot.peer] = pilot
+        yard.enrol(pilot)
+    yard.turn()
+    tasks = yard.call(4)
+    assert len(gone.held) == len(other.held) == 2
+    gone.alive = False
+    yard.restart()
+    yard.core.know(Wanted(campaign=0), yard.db.read(Wanted(campaign=0)), yard.now)
+    yard.turn()
+    for task in list(other.held):
+        yard.finish_task(other, task, Fault.NONE)
+    end = yard.now + RETURN + 40.0
+    while yard.now < end:
+        assert gone.number in yard.core.book.pilots or yard.now > end - 60.0
+        yard.now += 10.0
+        yard.beats()
+        yard.core.tick(yard.now)
+        yard.turn()
+    assert sorted(other.held) == [task for task in tasks if task in gone.held]
+    assert row.id in yard.core.book.blocks
