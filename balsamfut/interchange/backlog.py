@@ -8,6 +8,7 @@ minute on a node of twelve is five of them.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -81,15 +82,17 @@ class Block(msgspec.Struct, frozen=True):
 
 
 def demand(name: str, resources: Resources, walltime: float, typical: float, count: int, later: int,
-           packer: Packer) -> Demand | None:
+           packer: Packer, *, longest: float = math.inf, cut: bool = False) -> Demand | None:
     """The demand of a class.  walltime: as declared, 0.0 for none; typical: seconds, < 0.0 for not known; packer: of
-    any number of the nodes that blocks have.  None: no node of them can run it."""
+    any number of the nodes that blocks have; longest: seconds that the longest block for it would have; cut: it goes on
+    where the end of a block has cut it off.  None: no node of them can run it."""
     per_node = packer.on_one_node(resources)
     if not per_node:
         return None
     seconds = typical if typical >= 0.0 else walltime or UNKNOWN
-    return Demand(name, resources.num_nodes, per_node, max(seconds, 0.001), walltime or DOUBT * max(seconds, 1.0),
-                  count, later)
+    # Doubts about how long it takes are no reason to give it to no block at all.
+    span = walltime or max(0.0 if cut else seconds, min(DOUBT * max(seconds, 1.0), longest))
+    return Demand(name, resources.num_nodes, per_node, max(seconds, 0.001), span, count, later)
 
 
 class Cover:

@@ -7,6 +7,7 @@ the elastic queue is paused in a file of the site, by the loop; what else it rem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -16,13 +17,15 @@ from balsamfut.errors import SettingsError
 from balsamfut.interchange.backlog import Block, Demand, Phase, demand
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Pilot
-from balsamfut.interchange.elastic import Decision, Plan, Submit, View, decide
+from balsamfut.interchange.elastic import Decision, Plan, Submit, View, decide, usable
 from balsamfut.interchange.matcher import ReadyQueues
 from balsamfut.interchange.records import BlockRow, Task
+from balsamfut.interchange.shapes import Bounds, longest
+from balsamfut.interchange.waits import HOUR
 from balsamfut.messages import ElasticAnswer, ElasticOrder
 from balsamfut.model import TaskState
 from balsamfut.placement import Packer
-from balsamfut.platforms.queues import Queue
+from balsamfut.platforms.queues import NO_LIMIT, Queue
 from balsamfut.provider.base import BlockState
 from balsamfut.queuemessages import Step
 from balsamfut.settings import Elastic
@@ -51,6 +54,7 @@ class Scaling:
         self._extra = pairs(settings.extra)
         self._packer = Packer(node, [f"n{index}" for index in range(min(batch.recipe.platform.max_nodes, 2))])
         self._offers = offers(batch.recipe.queues, batch.recipe.provider, batch.recipe.platform.max_nodes, settings)
+        self._longest_for: dict[int, float] = {}     # nodes of a task -> seconds in the longest block for it
         self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
         self._surplus: dict[str, float] = {}     # of the plan before
         self._next = self._looked = 0.0
@@ -95,10 +99,11 @@ class Scaling:
             self._next = min(self._next, now + SOON)
             self._ready = 1
         idle = min(self._idle.values(), default=now) + self.settings.idle
-        if now < self._next and not (idle <= now and now - self._looked >= SOON):
+        dear = len(self.book.tasks) / COUNTED
+        if now < self._next and not (idle <= now and now - self._looked >= max(SOON, dear)):
             return
         self._looked = now
-        self._next = now + max(PERIOD, len(self.book.tasks) / COUNTED)
+        self._next = now + max(PERIOD, dear)
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
         self.queues.longest_first = plan.longest_first
@@ -147,7 +152,7 @@ class Scaling:
             return False
         self._growing = self._growing or now
         if now - self._growing < SETTLES:
-            self._next = min(self._next, now + SOON)
+            self._next = min(self._next, now + max(SOON, len(self.book.tasks) / COUNTED))
             return True
         return False
 
@@ -201,7 +206,17 @@ class Scaling:
         info = self.book.classes[cls]
         options = info.spec.options
         walltime = 0.0 if options.checkpoint else options.walltime
-        return demand(info.app.name, info.spec.resources, walltime, info.typical, ready, later, self._packer)
+        return demand(info.app.name, info.spec.resources, walltime, info.typical, ready, later, self._packer,
+                      longest=self._longest(info.spec.resources.num_nodes), cut=options.checkpoint)
+
+    def _longest(self, nodes: int) -> float:
+        """Seconds that the longest block for tasks of so many nodes would have for them."""
+        if nodes not in self._longest_for:
+            settings = self.settings
+            bounds = Bounds(settings.min_nodes, min(settings.max_nodes or NO_LIMIT, settings.total_nodes or NO_LIMIT),
+                            settings.max_hours * HOUR or math.inf)
+            self._longest_for[nodes] = longest(usable(self._offers, settings), bounds, nodes)
+        return self._longest_for[nodes]
 
     def _block(self, row: BlockRow, now: float) -> Block:
         pilot = self.book.pilots.get(row.id)

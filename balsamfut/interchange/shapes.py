@@ -7,7 +7,8 @@ one block at a time does its part in rounds.  The shape that does the most by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -57,14 +58,22 @@ def part_by(horizon: float, wall: float, starts: Sequence[tuple[float, float]]) 
 
 def shapes(queue: Queue, bounds: Bounds, waits: Waits) -> list[Shape]:
     """What may be asked of a queue: widths by powers of two and what it ends with, walltimes of the ladder."""
+    return [Shape(queue.name, nodes, wall, waits.expected(queue.name, nodes, wall))
+            for nodes, wall in _sizes(queue, bounds)]
+
+
+def _sizes(queue: Queue, bounds: Bounds) -> Iterator[tuple[int, float]]:
     low, high = max(queue.min_nodes, bounds.min_nodes), min(queue.max_nodes, bounds.max_nodes)
     widths = {1 << power for power in range(20)} | {low, high}
-    found = []
     for nodes in sorted(width for width in widths if low <= width <= high):
         longest = min(queue.longest(nodes), bounds.max_wall)
-        walls = [wall for wall in WALLS if queue.min_wall <= wall <= longest]
-        found += [Shape(queue.name, nodes, wall, waits.expected(queue.name, nodes, wall)) for wall in walls]
-    return found
+        yield from ((nodes, wall) for wall in WALLS if queue.min_wall <= wall <= longest)
+
+
+def longest(queues: Iterable[Queue], bounds: Bounds, nodes: int) -> float:
+    """Seconds for tasks in the longest block of at least so many nodes that may be asked for; inf: there is none."""
+    walls = [wall for queue in queues for width, wall in _sizes(queue, bounds) if width >= nodes]
+    return max(walls) - STARTUP if walls else math.inf
 
 
 def by(horizon: float, shape: Shape, does: float) -> float:

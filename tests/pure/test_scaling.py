@@ -385,3 +385,53 @@ def test_near_the_end_what_takes_longest_goes_first_and_else_what_is_oldest(monk
     assert order(False) == [first.id, last.id]
     assert order(True) == [last.id, first.id]
     assert order(False) == [first.id, last.id]
+
+
+def test_blocks_that_end_before_their_pilots_are_there_are_asked_for_less_and_less_often() -> None:
+    world = Campaign(Elastic(enabled=True, project="demo", queues="debug", backoff=300.0))
+    world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    asked, end = 0, world.now + HOUR
+    while world.now < end:
+        for row in list(world.wanted):
+            world.wanted.clear()
+            asked += 1
+            world.status(row, BlockState.QUEUED)
+            world.status(row, BlockState.RUNNING)
+            world.status(row, BlockState.ENDED, exit_code=127)
+        world.wait(5.0)
+    assert asked == 4, "at once, and after 5, 10 and 20 minutes"
+    assert any("ended with 127 before its pilot was there" in line for line in world.ask_elastic("plan").lines)
+
+
+@pytest.mark.parametrize(("typical", "checkpoint", "asked"), [
+    (2400.0, False, True), (2400.0, True, True), (90_000.0, True, True), (90_000.0, False, False)])
+def test_tasks_are_given_the_longest_block_there_may_be_if_it_can_do(
+        typical: float, checkpoint: bool, asked: bool) -> None:
+    world = Campaign(Elastic(enabled=True, project="demo", max_hours=1.0))
+    world.tasks(12)
+    for info in world.core.book.classes.values():
+        info.typical = typical
+        info.spec = msgspec.structs.replace(info.spec, options=msgspec.structs.replace(
+            info.spec.options, checkpoint=checkpoint))
+    world.wait(SETTLES + PERIOD)
+    assert bool(world.wanted) is asked
+
+
+def test_many_tasks_are_not_counted_more_often_because_a_block_is_idle() -> None:
+    world = Campaign()
+    world.core.batch.submit(b"client", SubmitBlock(1, 1, HOUR, "debug", "project"), "bf-person", world.now)
+    world.turn()
+    row, = world.wanted
+    world.begin(row)
+    world.wait(2 * ON.idle)
+    task, = world.tasks(1)
+    for number in range(1_000_000, 1_000_000 + int(30.0 * COUNTED)):
+        world.core.book.tasks[number] = world.core.book.tasks[task]
+    looked = []
+    world.core.scaling.think = lambda now: looked.append(now) or Plan((), ())     # type: ignore[method-assign,func-returns-value]
+    world.core.book.pilots[row.id].held.clear()
+    for _ in range(60):
+        world.now += 1.0
+        world.core.scaling.look(world.now, world.token_of)
+    assert len(looked) <= 3
