@@ -306,6 +306,7 @@ class TooLate(Message, frozen=True, tag=10):
     """So little time is left here that tasks of these classes, and no others, are started no more: send none."""
 
     classes: list[Stored]
+    stops: bool = False          # it takes nothing more, whatever it is; said again to each new interchange
 
 
 class Spent(Message, frozen=True, tag=11):

@@ -260,7 +260,7 @@ class Core:
             return
         pilot = self.book.pilot_peers.get(peer)
         if pilot is None:
-            if not isinstance(message, Leaving | NodeNews | Spent):
+            if not isinstance(message, Leaving | NodeNews | Spent | TooLate):
                 self.book.out.pilots.setdefault(peer, []).append(Expelled("this interchange does not know you"))
             return
         pilot.heard = now
@@ -276,6 +276,7 @@ class Core:
                 self.queues.unfit.clear()      # it may fit now
         elif isinstance(message, TooLate):
             pilot.closed = pilot.late = set(message.classes)
+            pilot.stopping |= message.stops
         elif isinstance(message, PilotBeat):
             self.book.send_pilot(pilot, BeatAck())
         elif isinstance(message, Leaving):

@@ -35,6 +35,7 @@ class Closing(Sliced):
     _told = math.inf             # those that ask for this many seconds or more have been told to stop
     _until = math.inf            # when nothing may be left, once it stops ...
     _forced = False              # ... which has come
+    _parted = False              # the interchange knows that we stop
     _looked = 0.0
     _graces: tuple[float, ...] = (USUAL,)     # seconds that groups ask for, in order
     _closed: Set[int] = frozenset()    # classes that it is too late for, as the interchange was told
@@ -52,6 +53,9 @@ class Closing(Sliced):
             self._begin(Halt(0.0, force=True))
         elif self.planner.ends and not self.stopping:
             self._watch_clock(self.planner.ends - now)
+        if self.stopping and not self._parted:       # it would send what we hand back to us again
+            self._parted = True
+            self._effects.append(Send(TooLate(sorted(self._closed), True)))
         self._set_alarm()
         effects, self._effects = self._effects, []
         return effects

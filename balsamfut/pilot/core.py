@@ -127,6 +127,7 @@ class Core(Closing):
         self._effects.append(Send(Declined(message.request, declined)))
 
     def _kill(self, message: Kill | Enrolled) -> None:
+        self._parted &= isinstance(message, Kill)
         for key in message.attempts if isinstance(message, Kill) else message.drop:
             self._end(End(key, Fault.KILLED))
 

@@ -121,6 +121,15 @@ def test_a_pilot_that_says_that_it_is_too_late_is_sent_no_more_until_it_takes_th
     assert set(pilot.held) == {*other, *tasks}
 
 
+def test_a_pilot_that_says_that_it_stops_is_not_sent_again_what_it_hands_back(yard: Ending) -> None:
+    pilot, = yard.block()
+    tasks = yard.ask(1, 2)
+    yard.report(pilot, TooLate([], stops=True))
+    yard.say(pilot, [yard.exit_of(pilot, task, Fault.RETURNED) for task in tasks])
+    yard.turn()
+    assert not pilot.held and [yard.state(task) for task in tasks] == [(TaskState.READY, 1)] * 2
+
+
 def test_work_is_not_asked_back_for_a_pilot_that_has_no_time_for_it(yard: Ending) -> None:
     busy, = yard.block()
     yard.ask(1, 4, walltime=300.0)

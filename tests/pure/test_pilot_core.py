@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pilot_world import CLASSES, CORES, POOL, World
 
-from balsamfut.messages import Enrolled, Fault, Kill, Launch, Received, Return, Stop
+from balsamfut.messages import Enrolled, Fault, Kill, Launch, Received, Return, Stop, TooLate
 from balsamfut.model import Resources
-from balsamfut.pilot.events import Heard
+from balsamfut.pilot.events import Heard, Send
 from balsamfut.pilot.hand import Broken
 from balsamfut.pilot.planner import AHEAD
 from balsamfut.pilot.queue import DEEPEST, Where
@@ -535,3 +535,14 @@ def test_what_is_held_includes_ends_that_are_not_acknowledged() -> None:
     assert sorted(world.core.held()) == [(1, 1), (2, 1)]
     world.handle(Received(99))
     assert sorted(world.core.held()) == [(2, 1)]
+
+
+def test_a_pilot_that_stops_says_so_to_each_interchange_before_it_hands_anything_back() -> None:
+    world = World()
+    world.launch([world.make(task, 0) for task in range(1, 4)])
+    world.handle(Stop(5.0))
+    assert [effect for effect in world.core.wind_up(world.now) if isinstance(effect, Send)] == [
+        Send(TooLate([], stops=True))]
+    assert world.core.wind_up(world.now) == []
+    world.handle(Enrolled(2, []))
+    assert world.core.wind_up(world.now) == [Send(TooLate([], stops=True))]
