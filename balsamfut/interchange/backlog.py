@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -36,6 +36,7 @@ class Demand(msgspec.Struct, frozen=True):
     span: float              # seconds that a block must have left for it to be given one
     count: int               # that are ready
     later: int = 0           # that wait for others: no block is asked for them, but none that they will need is let go
+    cls: int = 0             # the site's number of the class
 
     def work(self, tasks: int) -> float:
         """Node-seconds."""
@@ -72,7 +73,8 @@ class Block(msgspec.Struct, frozen=True):
     busy: float = 0.0         # running: node-seconds that what runs there will still take
     idle_since: float = 0.0   # running: nothing has run there since; 0.0: something does
     ours: bool = True         # the elastic queue asked for it; blocks of a person are never withdrawn or released
-    serves: bool = True       # it takes whatever is ready; not one that is limited to some tags
+    serves: bool = True       # it takes whatever is ready; not one that is limited to some tags ...
+    refuses: Container[int] = ()    # ... but for these classes, which its pilot can run no more: nodes are out, say
 
     def left(self, now: float) -> float:
         """Seconds in which it will run tasks, from now or from its start on."""
@@ -82,7 +84,7 @@ class Block(msgspec.Struct, frozen=True):
 
 
 def demand(name: str, resources: Resources, walltime: float, typical: float, count: int, later: int,
-           packer: Packer, *, longest: float = math.inf, cut: bool = False) -> Demand | None:
+           packer: Packer, *, longest: float = math.inf, cut: bool = False, cls: int = 0) -> Demand | None:
     """The demand of a class.  walltime: as declared, 0.0 for none; typical: seconds, < 0.0 for not known; packer: of
     any number of the nodes that blocks have; longest: seconds that the longest block for it would have; cut: it goes on
     where the end of a block has cut it off.  None: no node of them can run it."""
@@ -92,7 +94,7 @@ def demand(name: str, resources: Resources, walltime: float, typical: float, cou
     seconds = typical if typical >= 0.0 else walltime or UNKNOWN
     # Doubts about how long it takes are no reason to give it to no block at all.
     span = walltime or max(0.0 if cut else seconds, min(DOUBT * max(seconds, 1.0), longest))
-    return Demand(name, resources.num_nodes, per_node, max(seconds, 0.001), span, count, later)
+    return Demand(name, resources.num_nodes, per_node, max(seconds, 0.001), span, count, later, cls)
 
 
 class Cover:
@@ -141,7 +143,7 @@ class Cover:
 
     def _give(self, index: int, places: Sequence[_Place]) -> None:
         each = self.demands[index]
-        able = [(each.usable(place.nodes, place.left), place) for place in places]
+        able = [(each.usable(place.nodes, place.left), place) for place in places if each.cls not in place.refuses]
         able = [(usable, place) for usable, place in able if usable > 0.0]
         if able:
             self.homeless[index] = False
@@ -158,10 +160,11 @@ class Cover:
 class _Place:
     """A block, and the part of its time that nothing is planned for."""
 
-    __slots__ = ("nodes", "left", "room", "queued")
+    __slots__ = ("nodes", "left", "room", "queued", "refuses")
 
     def __init__(self, block: Block, left: float, room: float) -> None:
         self.nodes = block.nodes
         self.left = left
         self.queued = block.phase is Phase.QUEUED
+        self.refuses = block.refuses
         self.room = max(0.0, room - block.busy / (self.nodes * left)) if left > 0.0 else 0.0

@@ -133,7 +133,8 @@ def _idle(view: View) -> list[Release]:
         late = any(demand.count and demand.nodes <= block.nodes and demand.span > left for demand in view.demands)
         if (idle < view.settings.idle and not late) or there <= keep:
             continue
-        if not any(demand.count and demand.usable(block.nodes, left) for demand in view.demands):
+        if not any(demand.count and demand.usable(block.nodes, left) for demand in view.demands
+                   if demand.cls not in block.refuses):
             found.append(Release(block.token, f"it has run nothing for {span(idle)}, and nothing that is ready fits"))
             there -= 1
     return found

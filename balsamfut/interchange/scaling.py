@@ -8,7 +8,7 @@ the elastic queue is paused in a file of the site, by the loop; what else it rem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -189,7 +189,7 @@ class Scaling:
         past = self.batch.past
         running = sum(row.nodes * (now - row.started) for row in self.book.blocks.values() if row.started)
         return View(
-            now, tuple(demands), tuple(self._block(row, now) for row in self.book.blocks.values()), self._offers,
+            now, tuple(demands), tuple(self._block(row, now, ready) for row in self.book.blocks.values()), self._offers,
             self.settings, seen=tuple(past.waits), failures=self.batch.failures, spent=past.spent + running,
             paused=self.paused, hindrance=self._hindrance())
 
@@ -207,7 +207,7 @@ class Scaling:
         options = info.spec.options
         walltime = 0.0 if options.checkpoint else options.walltime
         return demand(info.app.name, info.spec.resources, walltime, info.typical, ready, later, self._packer,
-                      longest=self._longest(info.spec.resources.num_nodes), cut=options.checkpoint)
+                      longest=self._longest(info.spec.resources.num_nodes), cut=options.checkpoint, cls=cls)
 
     def _longest(self, nodes: int) -> float:
         """Seconds that the longest block for tasks of so many nodes would have for them."""
@@ -218,7 +218,7 @@ class Scaling:
             self._longest_for[nodes] = longest(usable(self._offers, settings), bounds, nodes)
         return self._longest_for[nodes]
 
-    def _block(self, row: BlockRow, now: float) -> Block:
+    def _block(self, row: BlockRow, now: float, ready: Iterable[int]) -> Block:
         pilot = self.book.pilots.get(row.id)
         phase = Phase.QUEUED
         if self.batch.ending(row) or pilot is None or pilot.stopping:
@@ -232,7 +232,13 @@ class Scaling:
         return Block(
             row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted, end,
             self._busy(pilot, now) if pilot is not None else 0.0, self._idle.get(row.id, 0.0), bool(row.why),
-            row.takes_everything)
+            row.takes_everything, frozenset(cls for cls in ready if pilot is not None and self._refuses(pilot, cls)))
+
+    def _refuses(self, pilot: Pilot, cls: int) -> bool:
+        """It has become too little for this class, or too late.  Where it is all there and does not take it, no other
+        block would: that is no reason to ask for one."""
+        less = pilot.enrolled and (bool(pilot.out) or pilot.spent)
+        return cls in pilot.closed or (less and not self.batch.pilots.attempts.capacity(pilot, cls))
 
     def _busy(self, pilot: Pilot, now: float) -> float:
         """Node-seconds that what a pilot has will still take."""

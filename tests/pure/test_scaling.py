@@ -27,6 +27,7 @@ from balsamfut.messages import (
     Enrol,
     Fault,
     Message,
+    NodeState,
     Stop,
     SubmitBlock,
 )
@@ -435,3 +436,24 @@ def test_many_tasks_are_not_counted_more_often_because_a_block_is_idle() -> None
         world.now += 1.0
         world.core.scaling.look(world.now, world.token_of)
     assert len(looked) <= 3
+
+
+@pytest.mark.parametrize("why", ["nodes", "time", "not as described"])
+def test_a_block_that_has_become_too_little_for_what_waits_is_not_counted_on_and_let_go(why: str) -> None:
+    world = Campaign(Elastic(enabled=True, project="demo", idle=60.0))
+    row, peer = running(world, 1)
+    world.finish(peer)
+    task, = world.tasks(1)
+    pilot = world.core.book.pilots[row.id]
+    world.finish(peer)
+    world.core.attempts.fits = lambda enrol, resources: 0
+    pilot.capacity = {}
+    if why == "nodes":
+        pilot.out[pilot.nodes[0]] = NodeState.QUARANTINED
+    elif why == "time":
+        pilot.closed = {1, 2, 3}
+    world.tasks(1)
+    world.wait(2 * PERIOD)
+    assert len(world.wanted) == (why != "not as described")
+    world.wait(ON.idle)
+    assert (world.stopped == [peer]) is (why != "not as described")
