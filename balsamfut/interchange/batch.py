@@ -29,6 +29,8 @@ GRACE: Final = 60.0
 """Seconds that tasks of a block that somebody ends have to stop, if they ask for so many."""
 PARTING: Final = 30.0
 """... and those that its pilots have to leave after that."""
+AGAIN: Final = 120.0
+"""Seconds until the batch system is asked again to end a block that is still there."""
 PASSES: Final = "that may pass: the same block can be asked for again"
 _NO_BLOCKS: Final = ("the interchange that runs here belongs to a script and has its own machine alone; blocks are for "
                      "sites that are kept: `balsamfut site init`")
@@ -46,7 +48,7 @@ class Batch:
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
-        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and by when; inf: withdrawn
+        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and by when they shall have
         self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
         self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
         self.news: list[str] = []              # what people were told, for the log
@@ -107,7 +109,10 @@ class Batch:
         row.text = ENDING
         self.book.writes.blocks.append(row)
         if row.id in self._ending or not pilots or not all(pilot.enrolled for pilot in pilots):
-            self._ending[row.id] = math.inf
+            self._ending[row.id] = now + AGAIN
+            for pilot in pilots:
+                if not pilot.stopping:       # the batch system may refuse to end what it is just starting
+                    self.pilots.stop(pilot, GRACE if pilot.enrolled else 0.0)
             self.withdraw(row, now)
             return
         self._removed.add(row.id)

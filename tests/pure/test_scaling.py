@@ -13,7 +13,7 @@ from balsamfut import platforms
 from balsamfut.errors import SettingsError
 from balsamfut.interchange import matcher, scaling
 from balsamfut.interchange.backlog import Phase
-from balsamfut.interchange.batch import GRACE, PARTING
+from balsamfut.interchange.batch import AGAIN, GRACE, PARTING
 from balsamfut.interchange.book import Pilot
 from balsamfut.interchange.core import Core
 from balsamfut.interchange.elastic import Plan
@@ -278,6 +278,25 @@ def test_a_waiting_block_is_withdrawn_when_its_tasks_were_cancelled() -> None:
     world.wait(ON.idle + 2 * PERIOD)
     assert [each.id for each in world.core.batch.unwanted] == [row.id]
     assert world.wanted == []
+
+
+def test_a_block_that_starts_though_it_was_withdrawn_is_told_to_end_and_its_end_is_asked_for_again() -> None:
+    world = Campaign()
+    tasks = world.tasks(12)
+    world.wait(SETTLES + PERIOD)
+    row, *_ = world.wanted
+    world.wanted.clear()
+    world.status(row, BlockState.QUEUED)
+    world.ask(Cancel, tasks)
+    world.turn()
+    world.wait(ON.idle + 2 * PERIOD)
+    assert world.core.batch.orders() == ([], [row])
+    peer = world.begin(row)
+    assert world.stopped == [peer]
+    for _ in range(int(2 * AGAIN)):
+        world.now += 1.0
+        world.core.batch.tick(world.now)
+    assert world.core.batch.orders() == ([], [row, row])
 
 
 # ---- what it sees
