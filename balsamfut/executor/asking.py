@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from balsamfut import connection, settings, sites
 from balsamfut.errors import InterchangeLost, SiteError, UsageError
@@ -25,11 +25,11 @@ from balsamfut.messages import (
     RemoveBlock,
     SubmitBlock,
 )
+from balsamfut.platforms.queues import absurd
 from balsamfut.wire import Poller
 
 A = TypeVar("A", bound=Message)
 
-_NOBODY: Final = "no interchange runs for {site}: `balsamfut site start` starts one"
 
 
 def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str = "",
@@ -65,7 +65,7 @@ def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str
 
 def order_elastic(site: Path, order: str) -> ElasticAnswer:
     """plan, pause or resume.  Raises as ask does, and UsageError with why it is refused."""
-    answer = ask(site, ElasticOrder(1, order), ElasticAnswer, nobody=_NOBODY.format(site=site))
+    answer = ask(site, ElasticOrder(1, order), ElasticAnswer, nobody=_nobody(site))
     if answer.error:
         raise UsageError(answer.error)
     return answer
@@ -76,14 +76,24 @@ def ask_for_block(site: Path, message: SubmitBlock | RemoveBlock) -> BlockAnswer
 
     A dry run needs no interchange: where none runs, it is what one that were started now would submit.
     """
+    if isinstance(message, SubmitBlock) and (why := absurd(message.nodes, message.walltime)) is not None:
+        raise UsageError(why)       # numbers that a message cannot hold are among these
     found = connection.read(site)
     if isinstance(message, SubmitBlock) and message.dry_run and (found is None or not found.alive):
         answer = _preview(site, message)
     else:
-        answer = ask(site, message, BlockAnswer, nobody=_NOBODY.format(site=site))
+        answer = ask(site, message, BlockAnswer, nobody=_nobody(site))
     if answer.error:
         raise UsageError(answer.error)
     return answer
+
+
+def _nobody(site: Path) -> str:
+    """Said where no interchange runs."""
+    kept = sites.read(site)
+    if kept is None:
+        return f"no interchange runs for {site}, which belongs to the scripts that work there: it comes with them"
+    return f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`"
 
 
 def _preview(site: Path, message: SubmitBlock) -> BlockAnswer:

@@ -18,6 +18,8 @@ from balsamfut.errors import SettingsError
 from balsamfut.platforms import Platform, checking
 
 NO_LIMIT: Final = 1 << 30
+MAX_NODES: Final = 1 << 16
+MAX_WALL: Final = 366 * 86400.0     # seconds
 
 
 class Band(msgspec.Struct, frozen=True):
@@ -125,6 +127,15 @@ def _queue(file: _QueueFile) -> Queue:
 # ---- what they say to a block
 
 
+def absurd(nodes: int, wall: float) -> str | None:
+    """Why there is no such block on any machine; None: there may be."""
+    if not 1 <= nodes <= MAX_NODES:
+        return f"a block of {_nodes(nodes)} was asked; a block has 1 to {MAX_NODES}"
+    if not 0.0 < wall <= MAX_WALL:      # nan, too, is not
+        return f"a block's walltime is above 0 min and at most {span(MAX_WALL)}, not {wall / 60.0:g} min"
+    return None
+
+
 def refusal(queues: Sequence[Queue], where: str, nodes: int, wall: float, taken: Mapping[str, Taken] | None = None, *,
             machine: str = "this machine") -> str | None:
     """Why the queue `where` would not take a block of so many nodes and so many seconds; None where it would.
@@ -132,9 +143,9 @@ def refusal(queues: Sequence[Queue], where: str, nodes: int, wall: float, taken:
     taken: by queue, what counts against its limits already.  No table (a machine whose queues are not described, as
     under a batch system of one's own) refuses nothing that could be right somewhere.
     """
+    if (why := absurd(nodes, wall)) is not None:
+        return why
     asked = f"{_nodes(nodes)} for {span(wall)}"
-    if nodes < 1 or not wall > 0.0:
-        return f"a block of {asked} was asked; it needs at least 1 node and some walltime"
     if not queues:
         return None
     queue = next((queue for queue in queues if queue.name == where), None)

@@ -16,7 +16,7 @@ import msgspec
 from balsamfut import platforms
 from balsamfut.errors import SettingsError
 from balsamfut.platforms import Platform
-from balsamfut.platforms.queues import Queue, Taken, refusal, tables
+from balsamfut.platforms.queues import MAX_NODES, Queue, Taken, refusal, tables
 from balsamfut.provider import script
 from balsamfut.provider.base import BlockSpec
 from balsamfut.provider.dialect import Dialect
@@ -28,7 +28,6 @@ V = TypeVar("V")
 MODES: Final = ("any", "mpi", "serial")
 DRY_RUN: Final = "bf-dry-run"
 """The token of a block that is only shown."""
-UNKNOWN_NODES: Final = 1 << 16
 _START: Final = "import sys; sys.path.append({home!r}); from balsamfut.pilot.{module} import main; sys.exit(main())"
 
 
@@ -82,7 +81,7 @@ class Recipe:
     def max_nodes(self) -> int:
         """Nodes that one task may span: a machine that is not described has those that its batch system has."""
         undescribed = self.platform.name == "workstation" and self.provider != "local"
-        return UNKNOWN_NODES if undescribed else self.platform.max_nodes
+        return MAX_NODES if undescribed else self.platform.max_nodes
 
     def refusal(self, asked: Asked, taken: Iterable[tuple[str, bool]]) -> str | None:
         """Why such a block cannot be, in one sentence; None: it can.

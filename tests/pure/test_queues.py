@@ -85,7 +85,7 @@ def test_two_queues_of_one_name_are_refused() -> None:
     ("prd", 300, HOUR, "there is no queue 'prd'; did you mean prod?"),
     ("night", 2, 600.0, "there is no queue 'night'; aurora has debug, debug-scaling, capacity, prod"),
     ("", 2, 600.0, "no queue was named; aurora has debug"),
-    ("debug", 0, 600.0, "it needs at least 1 node"),
+    ("debug", 0, 600.0, "0 nodes was asked; a block has 1 to 65536"),
 ])
 def test_a_refusal_says_what_was_asked_where_and_what_would_be_right(
         queue: str, nodes: int, wall: float, says: str) -> None:
@@ -103,6 +103,18 @@ def test_a_full_queue_says_so_and_which_other_one_has_room() -> None:
 
 def test_a_machine_whose_queues_are_not_described_refuses_nothing() -> None:
     assert refusal((), "whatever", 3, HOUR) is None
+
+
+@pytest.mark.parametrize(("nodes", "wall", "says"), [
+    (1, float("nan"), "a block's walltime is above 0 min and at most 366 days, not nan min"),
+    (1, float("inf"), "not inf min"),
+    (1, 6e301, "not 1e+300 min"),
+    (1, -60.0, "not -1 min"),
+    (1 << 70, HOUR, "nodes was asked; a block has 1 to 65536"),
+])
+def test_what_no_machine_could_give_is_refused_without_a_table_too(nodes: int, wall: float, says: str) -> None:
+    for table in ((), AURORA):
+        assert says in (refusal(table, "debug", nodes, wall) or "")
 
 
 @given(st.sampled_from([*BY_NAME]), st.integers(1, 12_000), st.integers(1, 11_000))
