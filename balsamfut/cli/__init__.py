@@ -106,7 +106,7 @@ class LazyGroup(click.Group):
     def refuse(self, ctx: click.Context, name: str) -> NoReturn:
         close = difflib.get_close_matches(name, self.tree, n=2, cutoff=0.5)
         elsewhere = [group for group, entry in self.tree.items() if isinstance(entry, tuple) and name in entry[1]]
-        if not close and elsewhere:
+        if elsewhere:
             close = [f"{group} {name}" for group in elsewhere]
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.tree)}"
         ctx.fail(f"There is no command {name!r}; {hint}")

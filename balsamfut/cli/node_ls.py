@@ -17,7 +17,7 @@ FEW = 20
 
 @click.command("ls")
 @common.site_option
-@click.option("--pilot", type=click.IntRange(min=1), metavar="N", help="Only this pilot, also if it is over.")
+@click.option("--pilot", type=common.Whole(), metavar="N", help="Only this pilot, also if it is over.")
 @click.option("--all", "everything", is_flag=True, help="Each node on a line, and the nodes of pilots that are over.")
 @common.json_option
 def command(site: str | None, pilot: int | None, everything: bool, as_json: bool) -> None:

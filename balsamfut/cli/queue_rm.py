@@ -9,7 +9,7 @@ from balsamfut.cli import common
 
 @click.command("rm")
 @common.site_option
-@click.argument("blocks", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
+@click.argument("blocks", metavar="ID...", type=common.Whole(), nargs=-1, required=True)
 def command(site: str | None, blocks: tuple[int, ...]) -> None:
     """End blocks, or withdraw those that wait; what ran there runs elsewhere."""
     from balsamfut.errors import UsageError

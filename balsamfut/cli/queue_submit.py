@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from balsamfut.cli import common, output
 
+ONE: Final = ": a task has one, so none could have both"
+
 
 @click.command("submit")
 @common.site_option
-@click.option("-n", "--nodes", type=click.IntRange(min=1), required=True, help="Nodes.")
-@click.option("-t", "--wall-time-min", "minutes", type=click.FloatRange(min=0, min_open=True), required=True,
+@click.option("-n", "--nodes", type=common.Whole(), required=True, help="Nodes.")
+@click.option("-t", "--wall-time-min", "minutes", type=common.Number(), required=True,
               help="Minutes.")
 @click.option("-q", "--queue", default="", help="The batch system's queue, or partition.")
 @click.option("-A", "--project", default="", help="Who pays.")
@@ -36,8 +40,8 @@ def command(site: str | None, nodes: int, minutes: float, queue: str, project: s
 
     wanted = SubmitBlock(
         1, nodes, 60.0 * minutes, queue, project, job_mode,
-        dict(common.pair("-x", each, "KEY=VALUE") for each in extra),
-        dict(common.pair("--tag", tag) for tag in tags), [Part(*split_part(part)) for part in parts], dry_run)
+        common.pairs("-x", extra, "KEY=VALUE"), common.pairs("--tag", tags, why=ONE),
+        [Part(*split_part(part)) for part in parts], dry_run)
     answer = asking.ask_for_block(common.find_site(site), wanted)
     if dry_run and as_json:
         output.print_json("block", {"command": answer.command, "script": answer.script})
@@ -57,4 +61,4 @@ def split_part(text: str) -> tuple[int, str, dict[str, str]]:
     if not nodes.isdecimal():
         raise click.UsageError(f"--partition takes MODE:NODES[:NAME=VALUE]..., such as mpi:3 or any:1:kind=post, not "
                                f"{text!r}")
-    return int(nodes), mode, dict(common.pair("--partition", tag) for tag in tags)
+    return int(nodes), mode, common.pairs("--partition", tags, why=ONE)

@@ -41,10 +41,9 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
         raise UsageError("--no-wait cannot be: the interchange of this site lives only while a script or a command is "
                          "connected to it, and here that is this command; leave --no-wait out, or let the shell keep "
                          "it running: nohup balsamfut resume &")
-    if place and site:
-        raise click.UsageError("SITE is given twice: as an argument and by --site")
-    directory = common.find_site(place or site)
-    again = f"balsamfut resume{_quoted(place or site)}"
+    named = common.one_site(place, site)
+    directory = common.find_site(named)
+    again = f"balsamfut resume{_quoted(named)}"
     with common.open_reader(directory) as reader:
         plans = resuming.plan(reader, common.known_campaign(reader, campaign), retry_failed)
         if not plans:

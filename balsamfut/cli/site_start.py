@@ -24,7 +24,7 @@ def command(place: str | None, site: str | None, take_over: bool, as_json: bool)
     from balsamfut.errors import UsageError
     from balsamfut.executor import keeping
 
-    directory = common.find_site(place or site)
+    directory = common.find_site(common.one_site(place, site))
     kept = sites.read(directory)
     if kept is None:
         raise UsageError(f"{directory} belongs to the scripts that work there, whose interchange comes and goes with "

@@ -18,4 +18,4 @@ def command(context: click.Context, place: str | None, site: str | None, as_json
     """Whether the site runs, its pilots, and how many tasks are in which state."""
     from balsamfut.cli import status
 
-    return context.invoke(status.command, site=place or site, as_json=as_json)
+    return context.invoke(status.command, site=common.one_site(place, site), as_json=as_json)

@@ -30,7 +30,7 @@ def command(place: str | None, site: str | None, blocks: bool) -> None:
     from balsamfut import connection
     from balsamfut.errors import UsageError
 
-    directory = common.find_site(place or site)
+    directory = common.find_site(common.one_site(place, site))
     found = connection.read(directory)
     if found is None or not found.alive:
         click.echo("it does not run")

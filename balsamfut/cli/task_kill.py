@@ -8,7 +8,7 @@ from balsamfut.cli import common
 
 
 @click.command("kill")
-@click.argument("tasks", metavar="ID...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.argument("tasks", metavar="ID...", nargs=-1, required=True, type=common.Whole())
 @common.site_option
 @common.json_option
 def command(tasks: tuple[int, ...], site: str | None, as_json: bool) -> int:

@@ -20,7 +20,7 @@ COLUMNS = ("ID", "STATE", "APP", "NAME", "CAMPAIGN", "TAGS", "SUBMITTED", "TOOK"
 @click.option("--app", metavar="NAME", help="Of this app.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="With this tag; given again: and that.")
 @click.option("--campaign", metavar="NAME", help="Of this campaign.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
+@click.option("--limit", type=common.Whole(), metavar="N", help="Only the newest N.")
 @click.option("--by-state", is_flag=True, help="Only how many are in each state.")
 @common.site_option
 @common.json_option

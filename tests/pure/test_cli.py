@@ -68,7 +68,13 @@ def test_the_version_is_that_of_the_package(run: Any) -> None:
     (["xyzzy"], "There is no command 'xyzzy'; there are resume, status, site, queue, task"),
     (["task", "ls", "--stat", "x"], "--state"),
     (["resume", "--retry-fialed"], "--retry-failed"),
-    (["task", "show", "seven"], "'seven' is not a valid integer"),
+    (["submit"], "There is no command 'submit'; did you mean queue submit?"),
+    (["rm"], "There is no command 'rm'; did you mean site rm or queue rm?"),
+    (["task", "show", "seven"], "'seven' is not a valid whole number"),
+    (["task", "show", str(1 << 70)], "is not in the range"),
+    (["site", "start", "here", "--site", "there"], "SITE is given twice"),
+    (["site", "stop", "here", "--site", "there"], "SITE is given twice"),
+    (["site", "status", "here", "--site", "there"], "SITE is given twice"),
     (["task", "show", "0"], "0 is not in the range"),
     (["task", "kill"], "Missing argument 'ID...'"),
     (["task", "ls", "--tag", "novalue"], "--tag takes NAME=VALUE, not 'novalue'"),
@@ -87,7 +93,8 @@ def test_where_no_site_is_the_sentence_says_where_it_was_looked_for(run: Any, si
     assert (code, out) == (2, "")
     assert err.startswith(f"balsamfut: there is no site here: {site_dir}/.balsamfut is none") and err.count("\n") == 1
     assert list(site_dir.iterdir()) == []
-    assert f"neither {site_dir}/x nor {site_dir}/x/.balsamfut is one" in run(*words, "--site", "x")[2]
+    assert f"neither {site_dir}/x nor {site_dir}/x/.balsamfut is one, and no site has the name x" in run(
+        *words, "--site", "x")[2]
 
 
 def test_resume_says_why_it_cannot_leave_at_once(run: Any) -> None:

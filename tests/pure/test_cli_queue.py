@@ -93,6 +93,8 @@ def test_python_is_given_the_text_of_the_script(site: Path) -> None:
     ({"parts": [{"num_nodes": 2, "job_mode": "gpu"}]}, "mode 'gpu' was asked; there are any, mpi, serial"),
     ({"wall_time_min": 600}, "debug-scaling takes at most 1 h"),
     ({"wall_time_min": "ten"}, "wall_time_min is a number of minutes above 0"),
+    ({"wall_time_min": float("inf")}, "above 0 min and at most 366 days, not inf min"),
+    ({"num_nodes": 1 << 70, "dry_run": False}, "nodes was asked; a block has 1 to 65536"),
 ])
 def test_what_cannot_be_asked_for_in_python_is_one_sentence(site: Path, more: dict[str, Any], says: str) -> None:
     words = {"num_nodes": 2, "wall_time_min": 10, "queue": "debug-scaling", "project": "demo", "dry_run": True, **more}
@@ -108,6 +110,11 @@ def test_what_cannot_be_asked_for_in_python_is_one_sentence(site: Path, more: di
     (["-n", "2", "--part", "mpi:2:kind"], "--partition takes NAME=VALUE, not 'kind'"),
     (["-n", "4", "--part", "mpi:3"], "the parts have 3 nodes, and the block has 4"),
     (["-n", "2", "--part", "gpu:2"], "a part with mode 'gpu' was asked"),
+    (["-n", "2", "-t", "nan"], "a block's walltime is above 0 min and at most 366 days, not nan min"),
+    (["-n", "2", "-t", "1h"], "'1h' is not a valid number"),
+    (["-n", "2", "--tag", "kind=a", "--tag", "kind=b"], "--tag kind is given twice, as a and as b: a task has one"),
+    (["-n", "2", "-x", "a=1", "-x", "a=2"], "-x a is given twice, as 1 and as 2"),
+    (["-n", "2", "--part", "any:2:kind=a:kind=b"], "--partition kind is given twice"),
     (["-n", "2", "--part", "any:2", "-j", "mpi"], "give each part its own mode and tags"),
 ])
 def test_a_dry_run_is_checked_like_a_block_that_is_asked_for(run: Any, words: list[str], says: str) -> None:
