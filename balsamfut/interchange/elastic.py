@@ -113,7 +113,8 @@ def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
 
 def _said(decision: Decision) -> str:
     if isinstance(decision, Submit):
-        return (f"submit {_nodes(decision.nodes)} for {span(decision.wall)} to {decision.queue}: {decision.why}")
+        where = f" to {decision.queue}" if decision.queue else ""      # a machine without queues
+        return f"submit {_nodes(decision.nodes)} for {span(decision.wall)}{where}: {decision.why}"
     return f"let block {decision.token} go: {decision.why}"
 
 
