@@ -147,10 +147,13 @@ class Client:
         if not self.ended:
             self._waker.wake()
 
-    def join(self) -> None:
-        """Wait until the session has ended.  On its own thread (a done-callback) there is nothing to wait for."""
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait until the session has ended, not longer than this; whether it has.  On its own thread (a done-callback)
+        there is nothing to wait for."""
         if not self.on_own_thread():
-            self._thread.join()
+            self._thread.join(seconds)
+            return not self._thread.is_alive()
+        return True
 
     def outstanding(self) -> list[Future]:
         """The futures of all calls that are not over, at some moment."""

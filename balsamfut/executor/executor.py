@@ -13,12 +13,13 @@ import os
 import sys
 import threading
 import time
+import traceback
 import types
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from balsamfut import interrupts, platforms, serialize, sites
 from balsamfut.calls import AppLike, CallPlan, plain_parts
@@ -37,6 +38,9 @@ from balsamfut.options import NOTHING, CallOptions, combine, normalise
 from balsamfut.settings import load as load_settings
 
 T = TypeVar("T")
+
+SOON: Final = 1.0
+"""Seconds within which the calls of a script that fails may end without a word about them."""
 
 _occurrences: weakref.WeakKeyDictionary[TaskContext, Occurrences] = weakref.WeakKeyDictionary()
 _sessions: weakref.WeakKeyDictionary[TaskContext, Iterator[int]] = weakref.WeakKeyDictionary()
@@ -240,7 +244,10 @@ class Executor(concurrent.futures.Executor):
         else:
             try:
                 with interrupts.Waiting():
-                    self.shutdown()
+                    self.shutdown(wait=False)
+                    if isinstance(exc, Exception) and not self._client.join(SOON):
+                        _tell_why(exc, len(self._client.outstanding()))
+                    self._client.join()
             except KeyboardInterrupt as more:
                 interrupted([self._client], more)
                 raise
@@ -272,12 +279,22 @@ def run_chunk(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]
     return [fn(*args) for args in calls]
 
 
+def _tell_why(exc: Exception, left: int) -> None:
+    """The `with` block has ended with an exception, and Python tells of it when we have waited: that may take days."""
+    text = "".join(traceback.format_exception_only(exc)).strip().partition("\n")[0]
+    calls = "1 call that is not over" if left == 1 else f"{left} calls that are not over"
+    say(f"{text}: this has ended the `with` block of the Executor, which waits for {calls}; Ctrl-C ends the wait, and "
+        "the calls can be gone on with")
+
+
 def interrupted(clients: list[Client], exc: BaseException | None) -> None:
     """Ctrl-C: leave without waiting.  What is recorded stays as it is, so that it can be gone on with."""
     interrupts.came()
     left = sum(len(client.outstanding()) for client in clients)
     if left:
-        say(f"interrupted; {left} calls are not over; `balsamfut resume` goes on with them, and so does a re-run of a "
+        what = "1 call is not over; `balsamfut resume` goes on with it" if left == 1 else (
+            f"{left} calls are not over; `balsamfut resume` goes on with them")
+        say(f"interrupted; {what}, and so does a re-run of a "
             "script that names its campaign")
         if exc is not None:
             interrupts.said(exc)

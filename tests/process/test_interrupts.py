@@ -56,6 +56,12 @@ except KeyboardInterrupt:
 time.sleep(1.2)
 signal.raise_signal(signal.SIGINT)
 """
+FAILS = """
+with Executor() as ex:
+    call = slow(1)
+    soon(ex)
+    raise ValueError("no such molecule")
+"""
 BUSY = """
 with Executor() as ex:
     calls = [slow(n) for n in range(3)]
@@ -89,6 +95,15 @@ def test_a_script_that_waits_ends_with_one_sentence_however_often_it_is_interrup
     ran = play(WAITS, site_dir, gaps)
     assert ran.code == -signal.SIGINT
     assert ran.err.startswith(SENTENCE) and len(ran.err.splitlines()) == 1, ran.err
+
+
+def test_what_ended_the_with_block_is_told_while_it_waits(site_dir: Path) -> None:
+    ran = play(FAILS, site_dir, [1.6])
+    first, second = ran.err.splitlines()[:2]
+    assert first.startswith("balsamfut: ValueError: no such molecule: this has ended the `with` block of the Executor, "
+                            "which waits for 1 call that is not over; Ctrl-C"), ran.err
+    assert second.startswith("balsamfut: interrupted; 1 call is not over; `balsamfut resume` goes on with it"), ran.err
+    assert ran.code == -signal.SIGINT
 
 
 @pytest.mark.parametrize("gaps", [ONCE, TWICE, [0.0, 0.0005]], ids=str)
