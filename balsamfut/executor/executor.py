@@ -86,6 +86,7 @@ class Executor(concurrent.futures.Executor):
         local.make(directory)
         defaults = load_settings(directory).options()
         pool = _pool(initializer, initargs)
+        local.tell_unused(directory, local.Wanted(platform or "", nodes or 0))
         self._open(
             Client(directory, _hello(os.urandom(16).hex(), campaign, pool, max_workers=max_workers or 0,
                                      platform=platform or "", nodes=nodes or 0),

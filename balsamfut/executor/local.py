@@ -132,6 +132,16 @@ def make(site: Path) -> None:
                         "or $BALSAMFUT_SITE") from None
 
 
+def tell_unused(site: Path, wanted: Wanted) -> None:
+    """A site that is kept has blocks for nodes: what an Executor asks of its own pilot is for nothing there, and
+    people are told."""
+    given = [f"{name}={value!r}" for name, value in (("platform", wanted.platform), ("nodes", wanted.nodes)) if value]
+    if given and (kept := sites.read(site)) is not None:
+        verb = "is" if len(given) == 1 else "are"
+        say(f"{' and '.join(given)} of the Executor {verb} not used: the site {kept.name} has the nodes of its "
+            "blocks (`balsamfut queue submit`), and its platform is in its settings.toml")
+
+
 @contextmanager
 def turn(site: Path) -> Iterator[None]:
     try:

@@ -100,7 +100,8 @@ def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
         submits, finish = planner.submits(lines)
         counts = planner.counts
     else:
-        lines.append("nothing is ready, so no block is asked for")
+        also = "; and the elastic queue is paused" if view.paused else ""
+        lines.append(f"nothing is ready, so no block is asked for{also}")
         counts = {}
     lasting: dict[str, float] = {}
     if not submits:

@@ -25,6 +25,7 @@ from balsamfut.interchange.waits import HOUR
 from balsamfut.messages import ElasticAnswer, ElasticOrder
 from balsamfut.model import TaskState
 from balsamfut.placement import Packer
+from balsamfut.platforms.checking import near
 from balsamfut.platforms.queues import NO_LIMIT, Queue
 from balsamfut.provider.base import BlockState
 from balsamfut.queuemessages import Step
@@ -269,8 +270,13 @@ def pairs(text: str) -> dict[str, str]:
 
 def offers(queues: tuple[Queue, ...], provider: str, most: int, settings: Elastic) -> tuple[Queue, ...]:
     """The queues that blocks may be asked of.  Where none is described: this machine takes one block at a time, and
-    another batch system what the settings say, which then have to."""
+    another batch system what the settings say, which then have to.  Raises SettingsError for a queue that there is
+    not."""
     if queues:
+        there = [queue.name for queue in queues]
+        for name in settings.queues.split():
+            if name not in there:
+                raise SettingsError(f"[elastic] queues names {name}, which the platform has not; {near(name, there)}")
         return queues
     if provider == "local":
         return (Queue("", 1, most, 60.0, 7 * DAY, max_queued=1, max_running=1),)

@@ -65,6 +65,16 @@ def note(path: str, gate: str) -> int:
     return 7
 
 
+def test_nodes_and_platform_of_an_executor_are_told_not_to_be_used(site: Path, tmp_path: Path) -> None:
+    done = run("""
+        from balsamfut import Executor
+        Executor(site="kept", nodes=2, platform="aurora").detach()
+        Executor(site="kept", max_workers=2).detach()
+        """, tmp_path)
+    assert done.code == 0 and done.err.count("\n") == 1
+    assert done.err.startswith("balsamfut: platform='aurora' and nodes=2 of the Executor are not used: the site kept ")
+
+
 def test_a_script_leaves_its_tasks_and_a_block_runs_them(site: Path, tmp_path: Path) -> None:
     source = """
         from balsamfut import Executor, app

@@ -164,6 +164,8 @@ def test_tasks_that_fit_no_queue_are_said_and_the_others_get_their_block() -> No
 
 
 def test_nothing_is_asked_for_once_the_work_is_gone() -> None:
+    paused = decide(view(paused=True)).lines
+    assert paused == ("nothing is ready, so no block is asked for; and the elastic queue is paused",)
     for demands in ((), (tiles(0, later=50),)):
         plan = decide(view(*demands))
         assert plan.decisions == () and plan.lines == ("nothing is ready, so no block is asked for",)

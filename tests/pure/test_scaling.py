@@ -371,6 +371,8 @@ def test_extra_settings_are_pairs() -> None:
 def test_a_machine_whose_queues_are_not_described_is_asked_for_what_the_settings_say() -> None:
     described = (Queue("q", 1, 4, 60.0, HOUR),)
     assert offers(described, "slurm", 4, Elastic()) == described
+    with pytest.raises(SettingsError, match=r"\[elastic\] queues names nihgt, which the platform has not; did you"):
+        offers((Queue("night", 1, 2, 60.0, HOUR),), "slurm", 4, Elastic(queues="nihgt"))
     assert offers((), "slurm", 4, Elastic()) == ()
     named = offers((), "slurm", 4, Elastic(queues="a b", max_nodes=3, max_hours=2.0))
     assert [(each.name, each.max_nodes, each.max_wall) for each in named] == [("a", 3, 2 * HOUR), ("b", 3, 2 * HOUR)]
