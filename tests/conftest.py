@@ -13,6 +13,9 @@ import pytest
 
 HERE = Path(__file__).parent
 LEFT_BEHIND_AFTER = 10.0   # seconds
+LONG = ("test_site_slurm.py", "test_site_faults.py", "test_takeover.py", "test_many_nodes.py", "test_crashes.py",
+        "test_client.py", "test_block_tasks.py", "test_sites.py", "test_interrupts.py", "test_block_end.py",
+        "test_launch_faults.py", "test_mpipool.py", "test_examples.py", "test_behaviours_campaigns.py")
 
 
 def pytest_configure() -> None:
@@ -27,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(name)
         if "can_have_hosts" in getattr(item, "fixturenames", ()):     # several hosts on this one: they take their time
             item.add_marker("site")
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """What takes longest first, so that the files which run side by side are over at about the same time."""
+    if item.path.name in LONG:
+        return LONG.index(item.path.name)
+    return len(LONG) + (0 if HERE / "site" in item.path.parents else 1 if HERE / "process" in item.path.parents else 2)
 
 
 @pytest.hookimpl(hookwrapper=True)

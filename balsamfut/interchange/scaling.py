@@ -39,6 +39,9 @@ COUNTED: Final = 20_000
 """... or more, where tasks have to be counted: so many in a second, which costs about a thousandth of a core."""
 SETTLES: Final = 60.0
 """Seconds that a growing backlog is waited for at most: a block for its beginning would be too small."""
+END: Final = 7200.0
+"""Seconds that the end of the work may take: where it is near for longer more work keeps coming, and the oldest goes
+first again."""
 DAY: Final = 86400.0
 
 
@@ -61,6 +64,7 @@ class Scaling:
         self._next = self._looked = 0.0
         self._growing = 0.0                      # since when more and more is ready
         self._ready = 0
+        self._near_since = 0.0                   # since when the end of the work is near
 
     # ---- what people ask
 
@@ -107,7 +111,8 @@ class Scaling:
         self._next = now + max(PERIOD, dear)
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
-        self.queues.longest_first = plan.longest_first
+        self._near_since = (self._near_since or now) if plan.longest_first else 0.0
+        self.queues.longest_first = plan.longest_first and now - self._near_since < END
         unsettled = self._unsettled(now)
         for decision in plan.decisions:
             if not isinstance(decision, Submit):

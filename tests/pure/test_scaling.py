@@ -407,6 +407,9 @@ def test_near_the_end_what_takes_longest_goes_first_and_else_what_is_oldest(monk
     assert order(False) == [first.id, last.id]
     assert order(True) == [last.id, first.id]
     assert order(False) == [first.id, last.id]
+    assert order(True) == [last.id, first.id]
+    world.now += scaling.END
+    assert order(True) == [first.id, last.id], "work keeps coming: short tasks do not wait for ever"
 
 
 def test_blocks_that_end_before_their_pilots_are_there_are_asked_for_less_and_less_often() -> None:
