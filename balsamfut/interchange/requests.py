@@ -7,6 +7,7 @@ said beforehand (`wanted`), so that nothing here ever reads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -14,10 +15,25 @@ from balsamfut.interchange import dag
 from balsamfut.interchange.book import Book, Session
 from balsamfut.interchange.flow import Flow, Pending
 from balsamfut.interchange.records import Task
-from balsamfut.messages import Answer, Cancel, Keep, KillTasks, Message, Rejected, Return, Submit
+from balsamfut.messages import (
+    Answer,
+    BlockAnswer,
+    Cancel,
+    ElasticAnswer,
+    ElasticOrder,
+    Keep,
+    KillTasks,
+    Message,
+    Rejected,
+    RemoveBlock,
+    Return,
+    Submit,
+    SubmitBlock,
+)
 from balsamfut.model import CLOSED, AppKind, TaskSpec, TaskState
 
 S = TaskState
+UNHANDLED: Final = "the interchange could not handle this; its log says why"
 
 
 @dataclass(slots=True)
@@ -297,9 +313,13 @@ class Requests:
             for spec in message.specs:
                 if spec.n not in session.calls:
                     self.book.send_client(session, Rejected(
-                        spec.n, "SiteError", "the interchange could not handle this call; its log says why"))
+                        spec.n, "SiteError", UNHANDLED))
         elif isinstance(message, Cancel | KillTasks):
             self.book.send_client(session, Answer(message.request, [False] * len(message.refs)))
+        elif isinstance(message, SubmitBlock | RemoveBlock):
+            self.book.send_client(session, BlockAnswer(message.request, 0, UNHANDLED))
+        elif isinstance(message, ElasticOrder):
+            self.book.send_client(session, ElasticAnswer(message.request, False, False, error=UNHANDLED))
 
     def flush(self) -> None:
         """At the end of a turn: what it created is in the database from here on."""

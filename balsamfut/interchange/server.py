@@ -204,15 +204,15 @@ class Server:
         core, work = self.core, 0
         for _ in range(DRAIN):
             for peer, message in (got := self.clients.receive(1)):
-                if not self.heed(partial(core.client, peer, message, now), partial(core.wanted_client, peer, message),
-                                 message):
+                handle = partial(core.client, peer, message, now)
+                if isinstance(message, SubmitBlock):
+                    handle = partial(core.batch.submit, peer, message, new_token(), now)
+                if not self.heed(handle, partial(core.wanted_client, peer, message), message):
                     core.requests.dropped(peer, message)
                 if isinstance(message, Submit):
                     work += len(message.specs)
                 elif isinstance(message, Hello):
                     self.watch_process(message)
-                elif isinstance(message, SubmitBlock):
-                    core.batch.submit(peer, message, new_token(), now)
                 elif isinstance(message, ElasticOrder):
                     files.pause(self.site, core.scaling.paused)
             if not got or work >= WORK:

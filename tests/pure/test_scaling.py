@@ -21,6 +21,7 @@ from balsamfut.interchange.records import BlockRow, PilotRow, Writes
 from balsamfut.interchange.scaling import COUNTED, PERIOD, SETTLES, offers, pairs
 from balsamfut.messages import (
     PROTOCOL,
+    BlockAnswer,
     Cancel,
     ElasticAnswer,
     ElasticOrder,
@@ -28,6 +29,7 @@ from balsamfut.messages import (
     Fault,
     Message,
     NodeState,
+    RemoveBlock,
     Stop,
     SubmitBlock,
 )
@@ -481,3 +483,11 @@ def test_a_block_that_has_become_too_little_for_what_waits_is_not_counted_on_and
     assert len(world.wanted) == (why != "not as described")
     world.wait(ON.idle)
     assert (world.stopped == [peer]) is (why != "not as described")
+
+
+def test_what_could_not_be_handled_is_answered_so_that_nobody_waits() -> None:
+    world = Campaign()
+    for message in (SubmitBlock(1, 1, HOUR), RemoveBlock(1, 7), ElasticOrder(1, "plan")):
+        world.core.requests.dropped(b"client", message)
+        (answer,) = world.core.finish(world.now).out.clients[b"client"]
+        assert isinstance(answer, BlockAnswer | ElasticAnswer) and "its log says why" in answer.error
