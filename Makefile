@@ -14,7 +14,7 @@ SHELL := /bin/sh
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 # Most tests wait for processes most of the time.  A file's tests stay together: some count all children of their process.
-SIDE_BY_SIDE := -n 3 --dist loadfile
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 

@@ -227,8 +227,8 @@ def test_a_wrong_argument_of_an_example_is_one_sentence(site_dir: Path) -> None:
 def test_checkpoint_goes_on_over_three_blocks_from_where_it_was(
         site_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(site_dir / "config"))
-    said = run(EXAMPLES / "checkpoint.py", "--seconds", "9", "--steps", "140")
-    walks = re.findall(r"^walk (\d): at (-?\d+) after 140 steps, in (\d) blocks$", said, re.MULTILINE)
+    said = run(EXAMPLES / "checkpoint.py", "--seconds", "9", "--steps", "200")
+    walks = re.findall(r"^walk (\d): at (-?\d+) after 200 steps, in (\d) blocks$", said, re.MULTILINE)
     assert [number for number, _, _ in walks] == ["1", "2"] and all(int(blocks) >= 3 for *_, blocks in walks)
     outs = sorted((site_dir / "checkpoint-site" / "log").glob("pilot-*/worker-*.out"))
     begun = re.findall(r"^walk 1 begins at step (\d+), with (\d+) s left$", "".join(map(Path.read_text, outs)), re.M)
