@@ -270,7 +270,8 @@ def _reap(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
-    process.wait(PATIENCE)
+    # The kernel waits until whoever adopted the orphans has reaped them: the machine's first process, in its time.
+    process.wait(3 * PATIENCE)
 
 
 def _ip(*commands: str, inside: int | None = None) -> None:

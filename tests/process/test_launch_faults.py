@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -412,8 +411,9 @@ def test_what_a_launcher_refuses_for_launch_params_is_the_tasks_error_and_names_
 def test_what_a_launcher_refuses_though_the_task_asked_for_nothing_is_not_charged(
         mpich: None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = tmp_path / "mpiexec"
-    real = shutil.which("mpiexec") or Path(sys.executable).with_name("mpiexec")
-    odd.write_text(f'#!/bin/sh\nexec {real} {words} "$@"\n')
+    real = probe.launcher(os.environ)
+    assert isinstance(real, Launcher)
+    odd.write_text(f'#!/bin/sh\nexec {real.exe} {words} "$@"\n')
     odd.chmod(0o755)
     rig = Rig(tmp_path, monkeypatch, Launcher(flavour="hydra", exe=str(odd)))
     assert rig.run("true", Resources(ranks_per_node=2)).fault is Fault.LAUNCHER
