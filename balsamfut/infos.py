@@ -41,7 +41,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
     place: str
     returncode: int | None
     error: str
-    reason: str                  # HELD: why
+    reason: str                  # HELD: why; READY, as `task ls` and `task show` tell it: what it waits for
     root: int                    # UPSTREAM_FAILED: the task where it began
     failures: int                # attempts that were charged
     attempts: list[AttemptInfo]  # all, oldest first

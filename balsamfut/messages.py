@@ -14,11 +14,13 @@ import msgspec
 from balsamfut.model import AppSpec, Payload, Pool, Resources, Stored, TaskClass, TaskSpec, TaskState
 from balsamfut.model import Fault as Fault
 from balsamfut.model import Message as Message
+from balsamfut.queuemessages import AskWhy as AskWhy
 from balsamfut.queuemessages import BlockAnswer as BlockAnswer
 from balsamfut.queuemessages import ElasticAnswer as ElasticAnswer
 from balsamfut.queuemessages import ElasticOrder as ElasticOrder
 from balsamfut.queuemessages import RemoveBlock as RemoveBlock
 from balsamfut.queuemessages import SubmitBlock as SubmitBlock
+from balsamfut.queuemessages import WhyAnswer as WhyAnswer
 
 PROTOCOL = 1
 
@@ -103,7 +105,7 @@ class Bye(Message, frozen=True, tag=9):
 
 
 FromClient = (Hello | Submit | Watch | Cancel | KillTasks | Keep | Resume | Beat | Bye | SubmitBlock | RemoveBlock
-              | ElasticOrder)
+              | ElasticOrder | AskWhy)
 
 # ---- the interchange -> a client
 
@@ -203,7 +205,7 @@ class BeatBack(Message, frozen=True, tag=11):
 
 
 ToClient = (Welcome | Refused | Accepted | Rejected | Running | Settled | Answer | Resumed | Notice | BeatBack
-            | BlockAnswer | ElasticAnswer)
+            | BlockAnswer | ElasticAnswer | WhyAnswer)
 
 # ---- a pilot -> the interchange
 

@@ -50,6 +50,13 @@ class ElasticOrder(Message, frozen=True, tag=12):
     order: str                   # plan, pause, resume
 
 
+class AskWhy(Message, frozen=True, tag=13):
+    """Why do tasks that are READY wait?  Answered by WhyAnswer."""
+
+    request: int
+    tasks: list[Stored] = []     # of these the answer says which are meant; the others are counted
+
+
 class BlockAnswer(Message, frozen=True, tag=12):
     """The number of the block that was asked for or is being ended, or why not."""
 
@@ -81,3 +88,19 @@ class ElasticAnswer(Message, frozen=True, tag=13):
     steps: list[Step] = []
     finish: float = 0.0          # seconds until the work that is ready may be done; 0.0: not known
     error: str = ""              # why the order was not followed
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """READY tasks of one app that wait for the same."""
+
+    app: str
+    why: str                     # one sentence
+    count: int
+    tasks: list[int] = []        # of those that were asked for
+
+
+class WhyAnswer(Message, frozen=True, tag=14):
+    """What the tasks wait for that are READY."""
+
+    request: int
+    waiting: list[Waiting]

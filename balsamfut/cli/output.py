@@ -70,6 +70,12 @@ def _fit(widths: dict[int, int], room: int) -> None:
     widths[last] = max(seen, min(widths[last], room - sum(widths[index] for index in facts)))
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """Sentences below a table."""
+    for number, note in enumerate(notes):
+        click.echo(("" if number else "\n") + line(note))
+
+
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     """Names and what they are, one to a line; what is empty is left out."""
     shown = [(name, str(value)) for name, value in pairs if value not in ("", None, [], {}, ())]

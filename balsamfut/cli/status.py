@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from balsamfut import connection
-from balsamfut.cli import common, output
+from balsamfut.cli import common, output, waiting
 from balsamfut.connection import Connection
 
 FEW = 5
@@ -21,7 +21,7 @@ def command(site: str | None, as_json: bool) -> None:
 
     An interchange on another host is asked whether it lives.  With --json: {"status": {"site", "interchange" (null:
     none runs; else "pid", "host", "started", "epoch", "answers"), "pilots", "states", "nodes_out" (those that are given
-    no work)}}.
+    no work), "waits" (why tasks that are ready wait: "app", "why", "count")}}.
     """
     from balsamfut.executor import keeping
 
@@ -33,11 +33,12 @@ def command(site: str | None, as_json: bool) -> None:
         states = reader.count()
         pilots = [pilot for pilot in reader.pilots() if pilot.ended is None] if running else []
         out = [node for node in reader.nodes() if node.state != "up"] if running else []
+    waits = waiting.of_site(directory, states.get("READY", 0)) if answers or running is None else []
     if as_json:
         told = running and {"pid": running.pid, "host": running.host, "started": running.started,
                             "epoch": running.epoch, "answers": answers}
         output.print_json("status", {"site": str(directory), "interchange": told, "pilots": pilots, "states": states,
-                                     "nodes_out": out})
+                                     "nodes_out": out, "waits": waits})
         return
     if running is None:
         said = "none runs here"
@@ -52,6 +53,7 @@ def command(site: str | None, as_json: bool) -> None:
     if out:
         names = ", ".join(node.name for node in out[:FEW]) + (" ..." if len(out) > FEW else "")
         click.echo(f"\nnodes that are given no work: {len(out)} ({names}); balsamfut node ls says why")
+    output.print_notes(waiting.lines(waits))
 
 
 def _silent(site: Path, found: Connection) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from balsamfut.cli import common, output
+from balsamfut.cli import common, output, waiting
 
 if TYPE_CHECKING:
     from balsamfut.query import TaskInfo
 
 COLUMNS = ("ID", "STATE", "APP", "NAME", "CAMPAIGN", "TAGS", "SUBMITTED", "TOOK", "PLACE", "WHY")
+FEW: Final = 5
+"""Reasons that are told in full below the table."""
 
 
 @click.command("ls")
@@ -28,18 +32,21 @@ def command(states: tuple[str, ...], app: str | None, tags: tuple[str, ...], cam
             by_state: bool, site: str | None, as_json: bool) -> None:
     """List tasks, oldest first.
 
+    Of those that are READY the interchange is asked what they wait for.
+
     With --json: {"tasks": [...]}, each with everything that is known of it; with --by-state {"states": {...}}.
     """
     if by_state and limit:
         raise click.UsageError("--limit and --by-state cannot be used together: counts are of all tasks")
     wanted = dict(common.pair("--tag", tag) for tag in tags)
-    with common.open_reader(common.find_site(site)) as reader:
+    directory = common.find_site(site)
+    with common.open_reader(directory) as reader:
         chosen = {"state": states or None, "app": common.known_app(reader, app), "tags": wanted,
                   "campaign": common.known_campaign(reader, campaign)}
         if by_state:
             counts = reader.count(**chosen)  # type: ignore[arg-type]
         else:
-            tasks = reader.tasks(**chosen, limit=limit)  # type: ignore[arg-type]
+            tasks = waiting.explained(directory, reader.tasks(**chosen, limit=limit))  # type: ignore[arg-type]
     if by_state and as_json:
         output.print_json("states", counts)
     elif by_state:
@@ -49,6 +56,9 @@ def command(states: tuple[str, ...], app: str | None, tags: tuple[str, ...], cam
     else:
         now = time.time()
         output.print_table(COLUMNS, [row(task, now) for task in tasks], empty="no tasks")
+        if sys.stdout.isatty():       # where the column has no room for them
+            why = Counter(task.reason for task in tasks if task.state == "READY" and task.reason)
+            output.print_notes(f"{number} ready: {reason}" for reason, number in why.most_common(FEW))
 
 
 def row(task: TaskInfo, now: float) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from balsamfut.cli import common, output, streams
+from balsamfut.cli import common, output, streams, waiting
 
 if TYPE_CHECKING:
     from balsamfut.query import EventInfo, TaskInfo
@@ -24,8 +24,9 @@ def command(task: int, site: str | None, as_json: bool) -> None:
     Its attempts, places, times, error, the end of its output, what it needs, and what happened to it.  With --json:
     {"task": {...}}, with "events", "stdout_tail" and "stderr_tail".
     """
-    with common.open_reader(common.find_site(site)) as reader:
-        info, events = reader.task(task), reader.events(task)
+    directory = common.find_site(site)
+    with common.open_reader(directory) as reader:
+        (info,), events = waiting.explained(directory, [reader.task(task)]), reader.events(task)
     tails = {f"{which}_tail": streams.tail(info, which, TAIL) for which in ("stdout", "stderr")}
     if as_json:
         import msgspec

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from balsamfut import connection, settings, sites
 from balsamfut.errors import InterchangeLost, SiteError, UsageError
 from balsamfut.executor import local
-from balsamfut.executor.line import Line
+from balsamfut.executor.line import BEAT, Line
 from balsamfut.messages import (
     PROTOCOL,
+    AskWhy,
     BlockAnswer,
     ElasticAnswer,
     ElasticOrder,
@@ -24,20 +26,23 @@ from balsamfut.messages import (
     Refused,
     RemoveBlock,
     SubmitBlock,
+    WhyAnswer,
 )
 from balsamfut.platforms.queues import absurd
+from balsamfut.queuemessages import Waiting
 from balsamfut.wire import Poller
 
 A = TypeVar("A", bound=Message)
-
-
+PATIENCE: Final = 5.0
+"""Seconds that an interchange has to say why tasks wait: what else is known of them is not kept back for longer."""
 
 def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str = "",
-        notice: Callable[[str], None] = lambda text: None) -> A:
+        notice: Callable[[str], None] = lambda text: None, seconds: float = 0.0) -> A:
     """The interchange's answer of this type.
 
     nobody: the sentence where none runs.  lost: what more to say where it goes away before it answers.  notice: is told
-    what else it has for people.  Raises InterchangeLost in both cases, and where it refuses us.
+    what else it has for people.  seconds: that it has to answer; 0.0: as long as it lives.  Raises InterchangeLost
+    in all these cases, and where it refuses us.
     """
     found = connection.read(site)
     if found is None or not found.alive:
@@ -45,10 +50,17 @@ def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str
     poller = Poller()
     hello = Hello(PROTOCOL, uuid.uuid4().hex, None, os.getpid(), os.uname().nodename, observer=True)
     line = Line(site, hello, local.Wanted(), poller)
-    line.connect()
+    deadline = time.monotonic() + (seconds or math.inf)
     try:
+        if seconds:
+            line.meet(local.checked(site, found), seconds)
+        else:
+            line.connect()
         line.send(message)
+        line.next_beat = time.monotonic() + BEAT
         while True:
+            if time.monotonic() > deadline:
+                raise InterchangeLost(f"the interchange of {site} did not answer in {seconds:g} s")
             readable = poller.poll(0.5)
             for said in line.receive():
                 if isinstance(said, answer):
@@ -61,6 +73,14 @@ def ask(site: Path, message: Message, answer: type[A], *, nobody: str, lost: str
                 raise InterchangeLost(f"the interchange of {site} ended before it answered{lost}")
     finally:
         line.drop(0.5)
+
+
+def why_waiting(site: Path, tasks: Sequence[int]) -> list[Waiting]:
+    """Why tasks that are READY wait: these, and how many there are of all.  Raises as ask does."""
+    found = connection.read(site)
+    if found is not None and connection.stopped(found):
+        raise InterchangeLost(f"the interchange, {found.text}, is stopped by a signal: kill -CONT {found.pid}")
+    return ask(site, AskWhy(1, list(tasks)), WhyAnswer, nobody=_nobody(site), seconds=PATIENCE).waiting
 
 
 def order_elastic(site: Path, order: str) -> ElasticAnswer:
@@ -92,7 +112,8 @@ def _nobody(site: Path) -> str:
     """Said where no interchange runs."""
     kept = sites.read(site)
     if kept is None:
-        return f"no interchange runs for {site}, which belongs to the scripts that work there: it comes with them"
+        return (f"no interchange runs for {site}, which belongs to the scripts that work there: it comes with them, or "
+                "with `balsamfut resume`")
     return f"the site {kept.name} ({site}) is not running: `balsamfut site start {kept.name}`"
 
 

@@ -87,21 +87,34 @@ class Closing:
 
     def _tell_too_long(self, now: float) -> None:
         """Say once which tasks wait that no block has the time for, of those that run or wait."""
+        most = self._most(now)
+        for cls in {line[0] for line in self.queues.lines()} - self._told:
+            if why := self._too_long(cls, most):
+                self._told.add(cls)
+                self._say(f"tasks of {self.book.classes[cls].app.name} wait: {why}; `balsamfut queue submit` asks for "
+                          "another")
+
+    def too_long(self, cls: int, now: float) -> str:
+        """Why no block that there is has the time for tasks of a class; "": one has."""
+        return self._too_long(cls, self._most(now))
+
+    def _too_long(self, cls: int, most: float) -> str:
+        info = self.book.classes[cls]
+        if needs(info) <= max(most, info.spec.options.stop_grace):
+            return ""
+        takes, left = _minutes(needs(info)), _minutes(max(0.0, most))
+        return f"they take {takes}, and the blocks that there are have at most {left} left"
+
+    def _most(self, now: float) -> float:
+        """Seconds that the longest block has left, of those that run or wait."""
         blocks = self.book.blocks
         if not blocks or any(pilot.enrolled and pilot.ends == math.inf for pilot in self.book.pilots.values()):
-            return
+            return math.inf
         coming = [row.walltime or math.inf for row in blocks.values()
                   if not any((pilot := self.book.pilots.get(number)) is not None and pilot.enrolled
                              for number, _ in row.pilots())]
         here = [pilot.ends - now for pilot in self.book.pilots.values() if pilot.enrolled and not pilot.stopping]
-        most = max(coming + here, default=0.0)
-        for cls in {line[0] for line in self.queues.lines()} - self._told:
-            info = self.book.classes[cls]
-            if needs(info) > max(most, info.spec.options.stop_grace):
-                self._told.add(cls)
-                takes, left = _minutes(needs(info)), _minutes(max(0.0, most))
-                self._say(f"tasks of {info.app.name} wait: they take {takes}, and the blocks that there are have at "
-                          f"most {left} left; `balsamfut queue submit` asks for another")
+        return max(coming + here, default=0.0)
 
     def _say(self, text: str) -> None:
         for session in self.sessions.alive():

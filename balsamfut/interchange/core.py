@@ -26,9 +26,11 @@ from balsamfut.interchange.records import PilotRow, World, Writes
 from balsamfut.interchange.requests import Found, Requests, Wanted
 from balsamfut.interchange.scaling import Scaling
 from balsamfut.interchange.sessions import Config, Sessions
+from balsamfut.interchange.waiting import Reasons
 from balsamfut.messages import (
     PROTOCOL,
     Accepted,
+    AskWhy,
     Beat,
     BeatAck,
     BeatBack,
@@ -104,6 +106,7 @@ class Core:
         self.closing = Closing(self.book, self.queues, self.attempts, self.sessions)
         self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past)
         self.scaling = Scaling(self.book, self.queues, self.batch, config.elastic, config.paused)
+        self.reasons = Reasons(self.book, self.queues, self.attempts, self.closing, self.scaling)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.balanced = now               # when it was last looked whether work waits in the wrong place
@@ -220,6 +223,8 @@ class Core:
             self.batch.remove(peer, message, now)
         elif isinstance(message, ElasticOrder):
             self.scaling.order(peer, message, now)
+        elif isinstance(message, AskWhy):
+            self.reasons.answer(session, message, now)
         elif isinstance(message, Beat):
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):

@@ -83,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True):
     surplus: Mapping[str, float] = {}        # block that waits for nothing -> since when
     finish: float = 0.0                      # seconds until the work that is ready may be done; 0.0: not known
     longest_first: bool = False              # the end is near: what takes longest is given out first
+    homeless: Mapping[int, str] = {}         # class of tasks that no further block could run -> why
+    shut: str = ""                           # why no further block is asked for, where none is
 
 
 def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
@@ -98,18 +100,18 @@ def decide(view: View, surplus: Mapping[str, float] | None = None) -> Plan:
         planner = _Planner(view, held)
         lines.append(planner.situation())
         submits, finish = planner.submits(lines)
-        counts = planner.counts
+        counts, homeless, shut = planner.counts, planner.homeless, "" if submits else lines[-1]
     else:
         also = "; and the elastic queue is paused" if view.paused else ""
         lines.append(f"nothing is ready, so no block is asked for{also}")
-        counts = {}
+        counts, homeless, shut = {}, {}, lines[-1]
     lasting: dict[str, float] = {}
     if not submits:
         withdrawn = _surplus(view, held, counts, surplus or {}, lasting)
         released += withdrawn
     decisions: tuple[Decision, ...] = (*submits, *released)
     return Plan(decisions, (*lines, *(_said(decision) for decision in decisions)), lasting, finish,
-                ending.near(view.demands, held, view.now))
+                ending.near(view.demands, held, view.now), homeless, shut)
 
 
 def _said(decision: Decision) -> str:
@@ -187,6 +189,7 @@ class _Planner:
         pending = [Wait(block.queue, block.nodes, block.wall, view.now - block.since, view.now)
                    for block in held if block.phase is Phase.QUEUED]
         self._waits = Waits(view.seen, pending, view.now)
+        self.homeless: dict[int, str] = {}   # class that no further block could run -> why
         self.shut: list[str] = []            # queues that take nothing now, and why
         self.counts: dict[str, float] = {}   # part of each block's time that is before the end of the work
 
@@ -236,6 +239,7 @@ class _Planner:
             else:
                 placeless.add(homeless)
                 lines.append(self._no_place(cover.demands[homeless]))
+                self.homeless[cover.demands[homeless].cls] = lines[-1]
         if not found:
             lines += self._why_none(cover)
         return found, earliest if earliest < FOREVER else 0.0

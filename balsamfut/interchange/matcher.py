@@ -99,6 +99,13 @@ class ReadyQueues:
     def lines(self) -> list[QueueKey]:
         return list(self._queues)
 
+    def waiting(self) -> Iterator[tuple[QueueKey, list[Task]]]:
+        """Each line, and those in it whose turn is to come, each once."""
+        for key, queue in self._queues.items():
+            ready = {task.id: task for task in queue if task.state is TaskState.READY and task.cls == key[0]}
+            if ready:
+                yield key, list(ready.values())
+
     def tasks(self) -> list[Task]:
         """All that are queued and still READY."""
         return [task for queue in self._queues.values() for task in queue if task.state is TaskState.READY]

@@ -144,11 +144,14 @@ class Scaling:
         lines = []
         if not self.settings.enabled:
             lines.append("[elastic] enabled is false in settings.toml: nothing of this is done")
-        hopeless = {cls for cls in self._counts(TaskState.READY) if self._demand(cls) is None}
-        for cls in sorted(hopeless):
-            lines.append(f"{self.book.classes[cls].app.name} asks for more than any node of "
-                         f"{self.batch.recipe.platform.name} has: no block is asked for it")
-        return lines
+        return [*lines, *(why for cls in sorted(self._counts(TaskState.READY)) if (why := self.hopeless(cls)))]
+
+    def hopeless(self, cls: int) -> str:
+        """Why no block of this machine could run tasks of a class; "": one could."""
+        if self._demand(cls) is not None:
+            return ""
+        return (f"{self.book.classes[cls].app.name} asks for more than any node of {self.batch.recipe.platform.name} "
+                "has: no block is asked for it")
 
     def _unsettled(self, now: float) -> bool:
         """Calls are still coming."""

@@ -15,14 +15,14 @@ def tell(book: Book, queues: ReadyQueues, attempts: Attempts, sessions: Sessions
     for cls, _, passes in queues.lines() if pilots else ():
         if (cls, passes) in queues.unfit:
             continue
-        why = _why(attempts, pilots, cls, passes)
+        why = reason(attempts, pilots, cls, passes)
         if why:
             queues.unfit.add((cls, passes))
             for session in sessions.alive():
                 book.send_client(session, Notice(f"tasks of {book.classes[cls].app.name} wait: {why}"))
 
 
-def _why(attempts: Attempts, pilots: list[Pilot], cls: int, passes: int) -> str:
+def reason(attempts: Attempts, pilots: list[Pilot], cls: int, passes: int) -> str:
     """Why none of these pilots takes tasks of a class that pass these filters; "": one does."""
     if any(attempts.capacity(pilot, cls) for pilot in pilots if not pilot.only or pilot.only & passes):
         return ""

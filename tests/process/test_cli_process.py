@@ -171,7 +171,10 @@ def test_apps_campaigns_and_the_status_are_told(filled: Store, run: Any, site_di
     assert "1 done, 1 failed, 1 upstream failed" in run("campaign", "ls")[1]
     status = json.loads(run("status", "--json")[1])["status"]
     assert status == {"site": str(site_dir / ".balsamfut"), "interchange": None, "pilots": [],
-                      "states": {"READY": 1, "DONE": 1, "FAILED": 1, "UPSTREAM_FAILED": 1}, "nodes_out": []}
+                      "states": {"READY": 1, "DONE": 1, "FAILED": 1, "UPSTREAM_FAILED": 1}, "nodes_out": [],
+                      "waits": [{"app": "", "count": 1, "tasks": [], "why": f"no interchange runs for {site_dir}/"
+                                 ".balsamfut, which belongs to the scripts that work there: it comes with them, or "
+                                 "with `balsamfut resume`"}]}
     assert "none runs here" in run("status")[1]
 
 
