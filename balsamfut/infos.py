@@ -108,11 +108,13 @@ class PilotInfo(msgspec.Struct, frozen=True):
 
 BLOCK_STATES: Final = {1: "submitting", 2: "queued", 3: "running", 4: "ended", 5: "refused"}
 """By number, as providers have them."""
+REMOVING: Final = "removing"
+"""Of a block that is not over, but whose end somebody wants."""
 
 
 class BlockInfo(msgspec.Struct, frozen=True):
     id: int                      # its pilot's too
-    state: str                   # submitting, queued, running, ended, refused
+    state: str                   # submitting, queued, running, removing, ended, refused
     provider: str
     batch_id: str                # the batch system's own; "": not known (yet)
     queue: str

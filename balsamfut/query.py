@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from balsamfut import schema, settings
 from balsamfut.errors import SiteError, TaskError, TaskKilled, UpstreamFailed, UsageError
-from balsamfut.infos import BLOCK_STATES
+from balsamfut.infos import BLOCK_STATES, REMOVING
 from balsamfut.infos import AppInfo as AppInfo
 from balsamfut.infos import AttemptInfo as AttemptInfo
 from balsamfut.infos import BlockInfo as BlockInfo
@@ -287,8 +287,9 @@ class Reader:
     def _block(self, row: sa.Row[Any]) -> BlockInfo:
         tags = msgspec.json.decode(row.tags or "{}", type=dict[str, str])
         parts = msgspec.json.decode(row.parts or "[]", type=list[Part])
+        state = REMOVING if row.removal and not row.ended else BLOCK_STATES[row.state]
         return BlockInfo(
-            row.id, BLOCK_STATES[row.state], row.provider, row.batch_id, row.queue, row.project, row.nodes,
+            row.id, state, row.provider, row.batch_id, row.queue, row.project, row.nodes,
             row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted,
             row.started or None, row.ended or None, row.exit_code, row.text, tags, parts, row.why, row.token,
             *self._files(row.id, max(1, len(parts))))

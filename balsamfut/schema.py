@@ -24,7 +24,7 @@ from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.infos import OwnerInfo
 from balsamfut.model import Payload
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the schema: changes with any change of a table.  A newer one in a file is refused (errors.DatabaseTooNew)."""
 
 UPGRADES: Final[dict[int, Callable[[sa.Connection], None]]] = {}
@@ -173,6 +173,7 @@ blocks = Table(
     _text("tags"),         # JSON object: only tasks that have them; "": whatever tags they have
     _text("parts"),        # JSON array of queuemessages.Part; "": it is not split
     _text("why"),          # of the elastic queue: why it was asked for; "": a person asked
+    _time("removal"),      # somebody wants its end: from when on the batch system is asked for it; 0: nobody does
     Index("blocks_open", "ended"),
 )
 
@@ -187,7 +188,7 @@ UPGRADES[2] = blocks.create
 
 
 def _widen(connection: sa.Connection) -> None:
-    """Columns that version 4 added, where the table was not made by this version on the way here."""
+    """Columns that later versions added, where the table was not made by this version on the way here."""
     for table in (meta, blocks):
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.c:
@@ -196,7 +197,7 @@ def _widen(connection: sa.Connection) -> None:
                 connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
 
 
-UPGRADES[3] = _widen
+UPGRADES[3] = UPGRADES[4] = _widen
 
 # ---- values
 

@@ -128,7 +128,7 @@ def _preview(site: Path, message: SubmitBlock) -> BlockAnswer:
     try:
         with open_site(site) as reader:
             number += max((pilot.id for pilot in reader.pilots()), default=0)
-            taken = [(block.queue, block.state == "running") for block in reader.blocks()]
+            taken = [(block.queue, block.started is not None) for block in reader.blocks()]
     except SiteError:      # none has run yet: there is no database
         pass
     return recipe.preview(message.request, message, number, taken)

@@ -90,7 +90,7 @@ class Attempts:
         book.send_pilot(pilot, Enrolled(0, [held for held in message.held if held[0] not in kept]))
         self.flow.order_again(pilot)
         if pilot.stopping:      # it was told to stop before it could hear
-            book.send_pilot(pilot, Stop(0.0))
+            book.send_pilot(pilot, Stop(pilot.grace))
         for session in book.peers.values():
             orders.announce(book, pilot, session.pool)
 

@@ -21,7 +21,6 @@ from balsamfut.provider.base import BlockState, BlockStatus
 from balsamfut.provider.recipe import Recipe, part_token
 from balsamfut.queuemessages import Part
 
-ENDING: Final = "it is being ended"
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
 _NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
                    BlockState.RUNNING: "does not end"}
@@ -39,7 +38,7 @@ _NO_BLOCKS: Final = ("the interchange that runs here belongs to a script and has
 class Batch:
     """The part of the brain that asks for blocks."""
 
-    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, recipe: Recipe, past: Past) -> None:
+    def __init__(self, book: Book, sessions: Sessions, pilots: Pilots, recipe: Recipe, past: Past, now: float) -> None:
         self.book = book
         self.sessions = sessions
         self.pilots = pilots
@@ -48,8 +47,7 @@ class Batch:
         self.unwanted: list[BlockRow] = []     # to be cancelled
         self.failures: dict[str, Failure] = {}    # by queue: blocks in a row that the batch system did not let work ...
         self._cleared: dict[str, Failure] = {}    # ... before this block, by token, was accepted
-        self._ending: dict[int, float] = {}    # blocks whose pilots were told to leave, and by when they shall have
-        self._removed: set[int] = set()        # these blocks end since somebody wants it: no news
+        self._ending: dict[int, float] = {}    # blocks to be ended, and when the batch system is asked for it (again)
         self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
         self.news: list[str] = []              # what people were told, for the log
         self.past = past                       # with the blocks of today
@@ -57,6 +55,9 @@ class Batch:
         for pilot in book.pilots.values():
             if pilot.block:
                 _wait(pilot)
+        for row in book.blocks.values():
+            if row.removal:
+                self._go_on_ending(row, now)
 
     # ---- what people ask for
 
@@ -105,33 +106,37 @@ class Batch:
     def end(self, row: BlockRow, now: float) -> None:
         """End a block as it would end by itself: its pilots tell their tasks to stop, hand back what they have, and
         leave.  The batch system ends one whose pilots are not there or do not leave, or that is ended a second time."""
-        pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
-        row.text = ENDING
+        pilots = self._pilots(row)
         self.book.writes.blocks.append(row)
-        if row.id in self._ending or not pilots or not all(pilot.enrolled for pilot in pilots):
+        if row.removal or not pilots or not all(pilot.enrolled for pilot in pilots):
+            row.removal = min(row.removal or now, now)
             self._ending[row.id] = now + AGAIN
             for pilot in pilots:
                 if not pilot.stopping:       # the batch system may refuse to end what it is just starting
                     self.pilots.stop(pilot, GRACE if pilot.enrolled else 0.0)
-            self.withdraw(row, now)
+            self._withdraw(row, now)
             return
-        self._removed.add(row.id)
-        self._ending[row.id] = now + GRACE + PARTING
+        row.removal = self._ending[row.id] = now + GRACE + PARTING
         for pilot in pilots:
             self.pilots.stop(pilot, GRACE)
 
-    def ending(self, row: BlockRow) -> bool:
-        """Somebody wants its end."""
-        return row.id in self._ending
+    def _go_on_ending(self, row: BlockRow, now: float) -> None:
+        """An earlier interchange was asked to end this block.  Its pilots may not have heard of it, nor the batch
+        system, which is asked at once where no pilot has been here: the block may not have been submitted, and never is
+        then.  The clock of another host may have said when: it is not waited for longer than we would wait."""
+        pilots = self._pilots(row)
+        came = bool(pilots) and all(pilot.row.started for pilot in pilots)
+        row.removal = self._ending[row.id] = min(row.removal, now + (GRACE + PARTING if came else 0.0))
+        for pilot in pilots:
+            pilot.stopping, pilot.grace = True, GRACE if came else 0.0
 
     def tick(self, now: float) -> None:
         """Blocks whose pilots were told to leave, and are still there, are ended by the batch system."""
-        for number in [number for number, when in self._ending.items() if now > when]:
+        for number in [number for number, when in self._ending.items() if now >= when]:
             self.end(self.book.blocks[number], now)
 
-    def withdraw(self, row: BlockRow, now: float) -> None:
+    def _withdraw(self, row: BlockRow, now: float) -> None:
         """Have the batch system end a block, if it was asked for it; nobody is told when that has come about."""
-        self._removed.add(row.id)
         if row in self.wanted:
             self.wanted.remove(row)
             self.told(BlockStatus(row.token, BlockState.REFUSED, text=WITHDRAWN), now)
@@ -201,10 +206,10 @@ class Batch:
         self.past.spent += row.nodes * (now - row.started) if row.started else 0.0
         del self.book.blocks[row.id]
         self._ending.pop(row.id, None)
-        pilots = [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
+        pilots = self._pilots(row)
         why = row.text or _ended(status.exit_code)
-        if row.id in self._removed:
-            self._removed.discard(row.id)
+        if row.removal:
+            pass                 # as somebody wanted it
         elif status.state is BlockState.REFUSED:
             self._say(f"block {row.id} was refused: {why}")
         elif self._never_came(row):
@@ -219,7 +224,7 @@ class Batch:
         never = status.over and self._never_came(row)
         if status.state is BlockState.REFUSED or (status.over and status.again) or never:
             before = self._cleared.pop(row.token, None) or self.failures.get(row.queue)
-            if row.id not in self._removed:
+            if not row.removal:
                 text = _text(status) or (f"{_ended(status.exit_code)} before its pilot was there" if never else "")
                 self.failures[row.queue] = Failure(1 + (before.count if before else 0), now, text)
         elif status.over:
@@ -232,6 +237,10 @@ class Batch:
         """None of its pilots has ever been here: one that has left is not in the book any more."""
         pilots = [self.book.pilots.get(number) for number, _ in row.pilots()]
         return all(pilot is not None and not pilot.row.started for pilot in pilots)
+
+    def _pilots(self, row: BlockRow) -> list[Pilot]:
+        """Those of its pilots that have not left."""
+        return [pilot for number, _ in row.pilots() if (pilot := self.book.pilots.get(number)) is not None]
 
     def _why_waiting(self) -> str:
         return f"it will be asked for when the batch system answers again: {self.troubled}" if self.troubled else ""

@@ -78,7 +78,7 @@ class Pilot:
     __slots__ = ("row", "peer", "heard", "enrolled", "stopping", "nodes", "out", "cores", "held", "counts",
                  "parents", "classes", "apps", "pools", "launches", "seq", "acknowledged", "kills", "deadline",
                  "capacity", "skew", "spent", "block", "part", "filter", "only", "ends",
-                 "closed", "late")
+                 "closed", "late", "grace")
 
     def __init__(self, row: PilotRow, block: int = 0, part: Part | None = None) -> None:
         self.row = row
@@ -90,6 +90,7 @@ class Pilot:
         self.heard = 0.0
         self.enrolled = False
         self.stopping = False
+        self.grace = math.inf                     # ... seconds that its tasks have then, as far as its block lasts
         self.nodes: list[str] = []
         self.out: dict[str, NodeState] = {}       # those of them that are given nothing
         self.cores = 0

@@ -104,7 +104,7 @@ class Core:
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)
         self.closing = Closing(self.book, self.queues, self.attempts, self.sessions)
-        self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past)
+        self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past, now)
         self.scaling = Scaling(self.book, self.queues, self.batch, config.elastic, config.paused)
         self.reasons = Reasons(self.book, self.queues, self.attempts, self.closing, self.scaling)
         self.flow.slots = config.first.cores * config.first.nodes

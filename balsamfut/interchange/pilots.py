@@ -92,5 +92,5 @@ class Pilots:
 
     def stop(self, pilot: Pilot, grace: float) -> None:
         """Have a pilot end what it has, in so many seconds, and leave."""
-        pilot.stopping = True
+        pilot.stopping, pilot.grace = True, grace
         self.book.send_pilot(pilot, Stop(grace))

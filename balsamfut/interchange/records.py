@@ -113,6 +113,7 @@ class BlockRow:
     tags: dict[str, str] = field(default_factory=dict)    # only tasks that have all of these
     parts: list[Part] = field(default_factory=list)       # none: it is not split
     why: str = ""         # of the elastic queue: why it was asked for; "": a person asked
+    removal: float = 0.0  # somebody wants its end: from when on the batch system is asked for it
 
     @property
     def takes_everything(self) -> bool:

@@ -132,7 +132,7 @@ FEW: Final[dict[str, tuple[sa.Table, Callable[[Any], tuple[Any, ...]]]]] = {
     "blocks": (schema.blocks, lambda r: (r.id, r.token, r.provider, clean(r.batch_id), clean(r.queue), clean(r.project),
                                          r.nodes, r.walltime, r.mode, clean(msgspec.json.encode(r.params).decode()),
                                          int(r.state), clean(r.text), r.submitted, r.started, r.ended, r.exit_code,
-                                         _json(r.tags), _json(r.parts), clean(r.why))),
+                                         _json(r.tags), _json(r.parts), clean(r.why), r.removal)),
     "nodes": (schema.nodes, lambda r: (r.pilot, clean(r.name), int(r.state), clean(r.reason), r.since)),
     "apps": (schema.apps, lambda a: (a.digest, clean(a.name), int(a.kind), int(a.hooks), clean(a.module),
                                      clean(a.doc))),

@@ -230,7 +230,7 @@ class Scaling:
     def _block(self, row: BlockRow, now: float, ready: Iterable[int]) -> Block:
         pilot = self.book.pilots.get(row.id)
         phase = Phase.QUEUED
-        if self.batch.ending(row) or pilot is None or pilot.stopping:
+        if row.removal or pilot is None or pilot.stopping:
             phase = Phase.LEAVING
         elif pilot.enrolled or row.state == BlockState.RUNNING:
             phase = Phase.RUNNING

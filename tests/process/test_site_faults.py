@@ -349,7 +349,7 @@ def test_a_qdel_that_fails_is_tried_again_until_a_block_that_hangs_is_ended(site
         assert balsamfut("queue", "rm", "--site", "faulty", "1").returncode == 0
     until(lambda: site.pbs.calls("qdel"))
     if how == "refuse-qdel":
-        site.until("running", text="it cannot be ended: Unauthorized Request")
+        site.until("removing", text="it cannot be ended: Unauthorized Request")
         site.told_once("block 1 does not end: it cannot be ended: Unauthorized Request")
     site.pbs.untell(how)
     if how == "refuse-qdel":
@@ -357,6 +357,84 @@ def test_a_qdel_that_fails_is_tried_again_until_a_block_that_hangs_is_ended(site
     site.until("ended")
     site.submit()
     site.finish(again=2)
+
+
+def killed(site: FaultySite) -> None:
+    """The interchange dies without a word, and another takes its place."""
+    found = connection.read(site.path)
+    assert found is not None
+    os.kill(found.pid, signal.SIGKILL)
+    until(lambda: not connection.runs(found.pid))
+    site.start()
+
+
+def remove(site: FaultySite, number: int = 1) -> None:
+    assert balsamfut("queue", "rm", "--site", "faulty", str(number)).returncode == 0
+    assert site.ls()[number].state == "removing"
+
+
+@pytest.mark.parametrize("how", ["down", "hang"])
+def test_a_block_that_is_removed_while_pbs_is_silent_is_ended_by_the_next_interchange(
+        site: FaultySite, how: str) -> None:
+    site.make(timeout=120.0)
+    site.pbs.tell("wait", "1000")
+    site.submit()
+    site.until("queued")
+    site.pbs.tell(how, "" if how == "down" else "qdel")
+    remove(site)
+    until(lambda: site.pbs.calls("qdel"))
+    killed(site)
+    asked = len(site.pbs.calls("qdel"))
+    until(lambda: len(site.pbs.calls("qdel")) > asked + 1, "it is asked again and again", 60.0)
+    assert site.ls()[1].state == "removing" and " removing " in balsamfut("queue", "ls", "--site", "faulty").stdout
+    site.pbs.untell(how)
+    site.until("ended", seconds=60.0)
+    assert set(site.pbs.calls("qdel")) == {f"qdel {site.pbs.jobs()[0]['id']}"}, "one id each time"
+    assert site.pbs.jobs()[0]["state"] == "F" and len(site.pbs.calls("qsub")) == 1
+
+
+def test_a_submission_in_flight_when_its_block_is_removed_is_looked_up_and_deleted_by_the_next_interchange(
+        site: FaultySite) -> None:
+    site.make()
+    site.pbs.tell("wait", "1000")
+    site.pbs.tell("hang-after", "qsub")
+    site.submit()
+    until(site.pbs.jobs, "PBS has the job, and qsub does not return")
+    remove(site)
+    site.pbs.tell("down")
+    killed(site)
+    assert site.ls()[1].state == "removing" and site.ls()[1].batch_id == ""
+    site.pbs.untell("hang-after")
+    site.pbs.untell("down")
+    site.until("ended", seconds=60.0)
+    assert site.pbs.wait("F", 0)["id"] == site.ls()[1].batch_id and len(site.pbs.calls("qsub")) == 1
+
+
+def test_a_block_that_is_removed_before_it_was_submitted_never_is(site: FaultySite) -> None:
+    site.make()
+    site.pbs.tell("wait", "1000")
+    first = site.submit()
+    site.until("queued", first)
+    site.pbs.tell("down")
+    until(lambda: "cannot connect" in site.ls()[first].text)
+    waits, removed = site.submit(), site.submit()
+    assert balsamfut("queue", "rm", "--site", "faulty", str(removed)).returncode == 0
+    assert site.ls()[removed].state == "refused"
+    killed(site)
+    site.pbs.untell("down")
+    site.until("queued", waits, seconds=60.0)
+    assert len(site.pbs.calls("qsub")) == 2 and site.ls()[removed].state == "refused"
+
+
+def test_a_submission_that_never_reached_pbs_is_not_tried_again_once_its_block_is_removed(site: FaultySite) -> None:
+    site.make()
+    site.pbs.tell("hang", "qsub")
+    site.submit()
+    until(lambda: site.pbs.calls("qsub"))
+    remove(site)
+    killed(site)
+    assert site.until("refused", seconds=60.0).text == "it was cancelled before PBS had taken it"
+    assert len(site.pbs.calls("qsub")) == 1
 
 
 def test_a_held_job_is_told_once_in_pbs_s_words_and_once_when_it_is_released(site: FaultySite) -> None:

@@ -523,17 +523,22 @@ def test_an_older_database_is_upgraded_by_who_takes_it_over_or_stays_as_it_is(
         assert connection.execute(sa.select(schema.events.c.kind)).all() == [("upgraded",)]
 
 
-def test_a_database_of_version_three_gains_its_columns(opened: Opener, database: str) -> None:
+LATER = {3: [("meta", "beat"), ("blocks", "tags"), ("blocks", "parts"), ("blocks", "why"), ("blocks", "removal")],
+         4: [("blocks", "removal")]}
+
+
+@pytest.mark.parametrize("version", LATER)
+def test_an_older_database_gains_the_columns_that_came_later(opened: Opener, database: str, version: int) -> None:
     opened(database).close()
     engine = sa.create_engine(schema.database_url(database))
     with engine.begin() as connection:
-        for table, column in (("meta", "beat"), ("blocks", "tags"), ("blocks", "parts"), ("blocks", "why")):
+        for table, column in LATER[version]:
             connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(sa.text("INSERT INTO blocks (id, token, params) VALUES (7, 'old', '{}')"))
-        connection.execute(sa.update(schema.meta).values(version=3))
+        connection.execute(sa.update(schema.meta).values(version=version))
     engine.dispose()
     block, = opened(database).load_world().blocks
-    assert (block.id, block.token, block.tags, block.parts, block.why) == (7, "old", {}, [], "")
+    assert (block.id, block.token, block.tags, block.parts, block.why, block.removal) == (7, "old", {}, [], "", 0.0)
 
 
 def test_a_file_that_is_no_database_is_refused_by_name(opened: Opener, sqlite_file: Path) -> None:

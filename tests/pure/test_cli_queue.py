@@ -151,6 +151,13 @@ def test_blocks_are_listed_in_a_line_each_with_the_batch_systems_words(run: Any,
     assert len(run("queue", "ls", "--site", "here", "--history")[1].splitlines()) == 4
 
 
+def test_a_block_whose_end_somebody_wants_is_being_removed_until_it_is_over(run: Any, site: Path) -> None:
+    keep(site, block(1, BlockState.RUNNING, started=NOW - 300.0, removal=NOW), block(2, removal=NOW),
+         block(3, BlockState.ENDED, started=NOW - 60.0, ended=NOW, removal=NOW))
+    _, out, _ = run("queue", "ls", "--site", "here", "--history")
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["removing", "removing", "ended"]
+
+
 def test_everything_that_is_known_of_a_block_is_told(run: Any, site: Path) -> None:
     keep(site, block(2, BlockState.ENDED, started=NOW - 60.0, ended=NOW, exit_code=0, text="it was deleted by the user",
                      parts=[Part(3, "mpi"), Part(1, "serial", {"run": "7"})], params={"filesystems": "home"},
