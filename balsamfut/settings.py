@@ -122,6 +122,10 @@ class Settings(msgspec.Struct, frozen=True):
         """The defaults, normalised."""
         return options.normalise(self.defaults, "[defaults]")
 
+    def source(self, key: str) -> str:
+        """Where the value of "section.key" comes from: a path or the name of a variable, or `default`."""
+        return self.sources.get(key, DEFAULT)
+
     def database_url(self, site: Path) -> str:
         """A URL, or the absolute path of an SQLite file."""
         url = self.database.url
@@ -138,7 +142,7 @@ class Settings(msgspec.Struct, frozen=True):
         found = [(f"{section}.{name}", getattr(getattr(self, section), name)) for section in SECTIONS
                  for name in _HINTS[section]]
         found += [(f"defaults.{name}", value) for name, value in sorted(self.defaults.items())]
-        return [(key, _no_password(value), self.sources.get(key, DEFAULT)) for key, value in found]
+        return [(key, _no_password(value), self.source(key)) for key, value in found]
 
 
 def _no_password(value: Any) -> Any:
@@ -168,14 +172,33 @@ def load(site: Path | str, environ: Mapping[str, str] | None = None) -> Settings
     built = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
     made = Settings(**built, defaults=values["defaults"], sources=sources)  # type: ignore[arg-type]
     _check_bounds(made)
+    _check_words(made)
     return made
+
+
+def _check_words(made: Settings) -> None:
+    """What is more than a text: the name of a machine, pairs, the beginning of a URL."""
+    from balsamfut import platforms
+
+    try:
+        platforms.check(made.pilot.platform)
+    except SettingsError as exc:
+        raise SettingsError(f"{made.source('pilot.platform')}: [pilot] platform: {exc}") from None
+    wrong = [word for word in made.elastic.extra.split() if not word.partition("=")[0] or "=" not in word]
+    if wrong:
+        raise SettingsError(f"{made.source('elastic.extra')}: [elastic] extra takes key=value, separated by blanks, "
+                            f"not {wrong[0]!r}")
+    kind, url, _ = made.database.url.partition("://")
+    if url and kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
+        raise SettingsError(f"{made.source('database.url')}: [database] url: {kind} databases are not supported; right "
+                            "would be a path or sqlite:///path (SQLite), or postgresql://user@host/name")
 
 
 def _check_bounds(made: Settings) -> None:
     for least, most in (("min_blocks", "max_blocks"), ("min_nodes", "max_nodes"), ("min_nodes", "total_nodes")):
         low, high = getattr(made.elastic, least), getattr(made.elastic, most)
         if 0 < high < low:      # 0: no limit
-            said = [f"{key} = {value} ({made.sources.get(f'elastic.{key}', DEFAULT)})"
+            said = [f"{key} = {value} ({made.source(f'elastic.{key}')})"
                     for key, value in ((least, low), (most, high))]
             raise SettingsError(f"[elastic] {said[0]} is more than {said[1]}; right would be at most that")
 

@@ -49,7 +49,7 @@ def find(given: str = "") -> Path:
 
     given: a path or a name; "": $BALSAMFUT_SITE, else what the working directory says: it is a site that is kept, or in
     one, or holds a .balsamfut or will.  A directory that holds a .balsamfut stands for that.  Raises SiteError for what
-    is neither a directory nor a name but nearly one, and where the list of names cannot be read.
+    is neither a directory that is there nor a name, and where the list of names cannot be read.
     """
     given = given or os.environ.get("BALSAMFUT_SITE", "")
     if not given:
@@ -60,10 +60,12 @@ def find(given: str = "") -> Path:
     names = known()
     if given in names:
         return names[given]
-    close = difflib.get_close_matches(given, names, n=2, cutoff=0.75)
-    if close and not path.exists():
-        raise SiteError(f"there is no site of the name {given!r}; did you mean {' or '.join(close)}?  A directory here "
-                        f"of that name would be .{os.sep}{given}")
+    if not path.exists():
+        close = difflib.get_close_matches(given, names, n=2, cutoff=0.75)
+        hint = f"did you mean {' or '.join(close)}?" if close else (
+            "`balsamfut site ls` lists those there are" if names else "`balsamfut site init` makes one")
+        raise SiteError(f"there is no site of the name {given!r}; {hint}  A directory here of that name would be "
+                        f".{os.sep}{given}")
     return path
 
 

@@ -21,6 +21,7 @@ def command(site: str | None, as_json: bool) -> None:
     """
     from balsamfut import platforms, settings, sites
     from balsamfut.errors import UsageError
+    from balsamfut.provider.recipe import Recipe
 
     try:
         directory = common.find_site(site)
@@ -29,7 +30,7 @@ def command(site: str | None, as_json: bool) -> None:
             raise
         directory = sites.find()
     chosen = settings.load(directory)
-    platforms.at(directory, chosen.pilot.platform)      # it is told what is wrong there
+    Recipe.of(directory, chosen)      # tells what is wrong with the machine's description, or does not go with it
     found = [*chosen.explain(), *_flat("platform", platforms.overrides(directory), str(directory / platforms.FILE))]
     if as_json:
         output.print_json("settings", [{"key": key, "value": value, "source": source} for key, value, source in found])

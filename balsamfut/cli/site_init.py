@@ -26,6 +26,8 @@ def command(path: str, name: str | None, platform: str | None, as_json: bool) ->
 
     from balsamfut import platforms, sites
 
+    if not path:
+        raise click.UsageError("PATH is empty")
     directory = Path(path).expanduser().absolute()
     found = platform or platforms.detect(socket.getfqdn(), os.environ)
     project = ""

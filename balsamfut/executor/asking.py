@@ -123,7 +123,7 @@ def _preview(site: Path, message: SubmitBlock) -> BlockAnswer:
 
     if sites.read(site) is None:
         raise UsageError(f"{site} is no site that is kept, so it has no blocks; `balsamfut site init` makes one")
-    recipe = Recipe.of(site, settings.load(site).pilot)
+    recipe = Recipe.of(site, settings.load(site))
     number, taken = 1, []
     try:
         with open_site(site) as reader:

@@ -63,7 +63,7 @@ class Server:
         chosen = self.settings.pilot
         usual = shape(chosen.platform, chosen.nodes, chosen.max_workers, chosen.hosts, chosen.pretend)
         platform = args.platform or usual.platform
-        recipe = Recipe.of(site, chosen, platform)
+        recipe = Recipe.of(site, settings, platform)
         nodes = usual.nodes if args.embedded else recipe.max_nodes
         first = shape(platform, args.nodes or nodes, args.cores or chosen.max_workers, chosen.hosts,
                       chosen.pretend)

@@ -131,7 +131,7 @@ def judge(flavour: str, returncode: int, said: str) -> Verdict:
         return Verdict(Cause.NONE)
     if not flavour:
         return _plainly(returncode)
-    rules = _OURS + _TEXT[flavour]
+    rules = _OURS + _TEXT.get(flavour, [])    # agents come by ssh, too, which says nothing of its own
     for line in said.splitlines():
         for pattern, cause in rules:
             found = pattern.match(line.strip())

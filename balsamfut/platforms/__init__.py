@@ -213,7 +213,16 @@ def detect(hostname: str, environ: Mapping[str, str]) -> str:
     return "workstation"
 
 
+def check(name: str) -> None:
+    """Raises SettingsError for a name that there is no file for."""
+    _path(name)
+
+
 def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(_path(name).read_text())
+
+
+def _path(name: str) -> Path:
     path = _HERE / f"{_ALIASES.get(name, name)}.toml"
     if not name.replace("-", "").isalnum() or not path.is_file():
         import difflib
@@ -222,7 +231,7 @@ def _read(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         raise SettingsError(f"there is no platform {name!r}; "
                             + (f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names())}"))
-    return tomllib.loads(path.read_text())
+    return path
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

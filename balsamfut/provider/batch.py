@@ -21,7 +21,7 @@ from balsamfut.provider.base import BlockSpec, BlockState, BlockStatus, Provider
 from balsamfut.provider.commands import Commands, Result
 from balsamfut.provider.dialect import Dialect, Sight
 from balsamfut.provider.pace import Pace
-from balsamfut.provider.script import bad_token, refusal
+from balsamfut.provider.script import bad_directive, bad_token, refusal
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class BatchProvider(Provider):
 
     def script(self, spec: BlockSpec) -> str:
         """The job script that would be submitted.  Raises ValueError where none can be written."""
-        if why := refusal(spec):
+        if why := refusal(spec) or bad_directive(spec):
             raise ValueError(why)
         return self._dialect.script(spec)
 
@@ -86,7 +86,7 @@ class BatchProvider(Provider):
         if why := bad_token(spec.token):
             raise ValueError(why)
         block = self._add(_Block(spec.token, spec, state=BlockState.SUBMITTING))
-        if why := refusal(spec) or _no_log(spec):
+        if why := refusal(spec) or bad_directive(spec) or _no_log(spec):
             self._over(block, BlockState.REFUSED, why)
         else:
             self._tell(block)

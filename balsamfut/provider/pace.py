@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from balsamfut.platforms import checking
+
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -24,8 +26,11 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, scheduler: Mapping[str, Any]) -> Pace:
-        """Raises msgspec.ValidationError for a value that it cannot be."""
-        return msgspec.convert({"pace": scheduler.get("pace", {})}, _Paced).pace
+        """Raises msgspec.ValidationError for a value that it cannot be, ValueError for a key that there is not."""
+        pace = scheduler.get("pace", {})
+        if isinstance(pace, Mapping):
+            checking.check_names(pace, cls, "scheduler.pace")
+        return msgspec.convert({"pace": pace}, _Paced).pace
 
 
 class _Paced(msgspec.Struct):

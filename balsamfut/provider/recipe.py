@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-import msgspec
-
 from balsamfut import platforms
 from balsamfut.errors import SettingsError
 from balsamfut.platforms import Platform
+from balsamfut.platforms.checking import near, plain
 from balsamfut.platforms.queues import MAX_NODES, Queue, Taken, refusal, tables
 from balsamfut.provider import script
 from balsamfut.provider.base import BlockSpec
 from balsamfut.provider.dialect import Dialect
+from balsamfut.provider.pace import Pace
 from balsamfut.queuemessages import BlockAnswer, Part
-from balsamfut.settings import Pilot
+from balsamfut.settings import Settings
 
 V = TypeVar("V")
 
@@ -69,11 +69,28 @@ class Recipe:
         self.queues = tables(self.platform)
 
     @classmethod
-    def of(cls, site: Path, pilot: Pilot, platform: str = "") -> Recipe:
-        """By the settings of a site.  platform: "": the settings' own.  Raises SettingsError."""
+    def of(cls, site: Path, chosen: Settings, platform: str = "") -> Recipe:
+        """By the settings of a site.  platform: "": the settings' own.  Raises SettingsError where the machine, or what
+        the site's platform.toml says of it, and the settings do not go together."""
+        pilot = chosen.pilot
         machine = platforms.at(site, platform or pilot.platform)
         provider = pilot.provider or machine.scheduler.get("kind") or "local"
-        return cls(site, machine, str(provider), pilot.preamble, pilot.pretend, pilot.max_workers)
+        made = cls(site, machine, str(provider), pilot.preamble, pilot.pretend, pilot.max_workers)
+        made._check(chosen)
+        return made
+
+    def _check(self, chosen: Settings) -> None:
+        try:
+            if dialect_of(self.provider, self.platform) is not None:
+                rules(Pace.of, self.platform)
+        except SettingsError as error:
+            theirs = platforms.overrides(self.site)
+            raise SettingsError(f"{self.site / platforms.FILE}: {error}" if theirs else str(error)) from None
+        there = [queue.name for queue in self.queues]
+        for name in chosen.elastic.queues.split() if there else ():
+            if name not in there:
+                raise SettingsError(f"{chosen.source('elastic.queues')}: [elastic] queues names {name}, which "
+                                    f"{self.platform.name} has not; {near(name, there)}")
 
     # ---- what may be asked
 
@@ -98,7 +115,10 @@ class Recipe:
             before = there.get(queue, Taken())
             there[queue] = Taken(before.queued + (not runs), before.running + runs)
         return (refusal(self.queues, asked.queue, asked.nodes, asked.walltime, there, machine=machine.name)
-                or _bad_parts(asked) or script.refusal(self.spec(asked, 1, DRY_RUN)))
+                or _bad_parts(asked) or self._unwritable(self.spec(asked, 1, DRY_RUN)))
+
+    def _unwritable(self, spec: BlockSpec) -> str | None:
+        return script.refusal(spec) or (script.bad_directive(spec) if self.provider != "local" else None)
 
     def preview(self, request: int, asked: Asked, number: int, taken: Iterable[tuple[str, bool]]) -> BlockAnswer:
         """The answer to a dry run.  number: of the block that it would be."""
@@ -190,5 +210,5 @@ def rules(of: Callable[[dict[str, Any]], V], platform: Platform) -> V:
     """What a platform's [scheduler] says, as somebody reads it.  Raises SettingsError."""
     try:
         return of(platform.scheduler)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"platform {platform.name}: [scheduler]: {error}") from None
+    except ValueError as error:     # msgspec.ValidationError is one
+        raise SettingsError(f"platform {platform.name}: [scheduler]: {plain(error)}") from None

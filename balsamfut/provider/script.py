@@ -30,9 +30,6 @@ def refusal(spec: BlockSpec) -> str | None:
     for name, _ in (*spec.environ, *spec.params):
         if not _NAME.fullmatch(name):
             return f"{name!r} cannot be the name of a variable in a job script: it takes letters, digits and '_'"
-    for field in ("queue", "project", "filesystems", "log", "cwd"):
-        if bad := re.search(r"\s", getattr(spec, field)):
-            return f"{field} = {getattr(spec, field)!r} cannot be given to the batch system: it contains {bad[0]!r}"
     for field in ("log", "cwd"):
         if not getattr(spec, field).startswith("/"):
             return f"{field} = {getattr(spec, field)!r} must be an absolute path"
@@ -41,6 +38,21 @@ def refusal(spec: BlockSpec) -> str | None:
             return f"the directive {line!r} has more than one line: give one directive for each"
     if spec.nodes < 1 or spec.walltime < 0:
         return f"a block has 1 node or more and a walltime of 0 s or more, not {spec.nodes} and {spec.walltime:g} s"
+    return None
+
+
+def bad_directive(spec: BlockSpec) -> str | None:
+    """Why a batch system cannot be told of this block, in one sentence; None: it can.  For what ends up in the first
+    lines of a job script, where words end at a blank, and what begins with a dash is an option."""
+    if bad := re.search(r"\s", spec.log):
+        return (f"the block's log would be {spec.log!r}, and a batch system takes no file's name with {bad[0]!r}: move "
+                "the site to a directory without, then `balsamfut site add`")
+    for field in ("queue", "project", "filesystems"):
+        value = getattr(spec, field)
+        if bad := re.search(r"\s", value):
+            return f"{field} = {value!r} cannot be given to the batch system: it contains {bad[0]!r}"
+        if value.startswith("-"):
+            return f"{field} = {value!r} cannot be given to the batch system: it begins with '-'"
     return None
 
 

@@ -38,9 +38,34 @@ def test_agents_for_which_there_is_no_vni_are_launched_again_without_one(
         assert [("--no-vni" in launch["argv"], launch["hosts"]) for launch in launches] == [
             (False, ["x1", "x2"]), (True, ["x1", "x2"])]
     finally:
-        gathering.company.disband()
-        while not gathering.company.empty:
-            gathering.company.listen(time.time())
+        leave(gathering, staff)
+
+
+def test_hosts_that_ssh_does_not_reach_are_given_up_and_the_pilot_goes_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho ssh: connect to host $1 port 22: Connection refused >&2\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o700)
+    platform = platforms.load("workstation", {"max_nodes": 2, "launcher": {"flavour": "ssh",
+                                                                           "exe": str(tmp_path / "ssh")}})
+    desk = Desk(site=tmp_path, pilot=1, token=f"gather-{os.getpid()}", host="localhost", platform=platform,
+                names=["localhost", "x1"], pretend=False, apart=True)
+    staff = Staff(desk)
+    gathering = Gathering(desk, staff, platform, 1, 20.0, time.time())
+    try:
+        while not gathering.over(time.time()):
             staff.listen(time.time())
+            gathering.company.listen(time.time())
             time.sleep(0.01)
-        staff.end()
+        assert list(gathering.company.missing) == [1]
+        assert "Connection refused" in (tmp_path / "run" / "pilot-1" / "agents.log").read_text()
+    finally:
+        leave(gathering, staff)
+
+
+def leave(gathering: Gathering, staff: Staff) -> None:
+    gathering.company.disband()
+    while not gathering.company.empty:
+        gathering.company.listen(time.time())
+        staff.listen(time.time())
+        time.sleep(0.01)
+    staff.end()

@@ -77,6 +77,22 @@ def test_a_name_that_is_nearly_one_is_refused_everywhere(tmp_path: Path) -> None
     assert not (tmp_path / "my-stie").exists()
 
 
+def test_a_name_that_is_none_is_refused_and_makes_no_directory(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SiteError, match="no site of the name 'production'; `balsamfut site init` makes one"):
+        Executor(site="production")
+    sites.init(tmp_path / "place", "my-site", "workstation")
+    with pytest.raises(SiteError, match="`balsamfut site ls` lists those there are"):
+        Executor(site="production")
+    monkeypatch.setenv("BALSAMFUT_SITE", "production")
+    refused("status", says="no site of the name 'production'")
+    with pytest.raises(SiteError, match="production"):
+        Executor()
+    assert not (tmp_path / "production").exists()
+    (tmp_path / "production").mkdir()      # a directory that is there is as good as a path
+    assert sites.find() == tmp_path / "production"
+
+
 def test_what_cannot_be_a_site_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     sites.init(tmp_path / "place", "kept", "workstation")
     refused("site", "init", str(tmp_path / "other"), "-n", "kept", says="already, in")
@@ -86,6 +102,7 @@ def test_what_cannot_be_a_site_is_refused_and_leaves_nothing_behind(tmp_path: Pa
     (tmp_path / "file").touch()
     refused("site", "init", str(tmp_path / "file"), says="no site can be made in")
     refused("site", "init", "/proc/site", says="no site can be made in")
+    assert "PATH is empty" in balsamfut("site", "init", "").stderr
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / "settings.toml").write_text("[elastik]\n")
     refused("site", "init", str(tmp_path / "wrong"), says="did you mean elastic?")

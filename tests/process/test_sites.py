@@ -231,6 +231,25 @@ def test_a_block_that_cannot_be_is_refused_with_a_sentence(site: Path, words: li
     assert told("queue", "ls", "--site", "kept", "--history") == []
 
 
+def test_a_site_in_a_directory_with_blanks_quotes_and_umlauts_has_blocks(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    place = tmp_path / "my sites' \"$HOME\" `ü` 日本" / "one"
+    told("site", "init", str(place), "-n", "odd", "--platform", "workstation")
+    told("site", "start", "odd")
+    try:
+        told("queue", "submit", "--site", "odd", "-n", "1", "-t", "5")
+        with Executor("odd", site="odd") as ex:
+            assert add(20, 22).result(30) == 42
+            assert ex.submit(os.getcwd).result(30)
+    finally:
+        assert balsamfut("site", "stop", "odd", "--blocks").returncode == 0
+    settings = place / "settings.toml"
+    settings.write_text(settings.read_text().replace('# provider = ""', 'provider = "pbs"'))
+    done = balsamfut("queue", "submit", "--site", "odd", "-n", "1", "-t", "5", "--dry-run")
+    assert done.returncode == 2 and "move the site to a directory without" in done.stderr
+
+
 def test_a_site_is_made_once_and_a_script_starts_none_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     place = str(tmp_path / "place")

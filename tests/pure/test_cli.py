@@ -93,6 +93,8 @@ def test_where_no_site_is_the_sentence_says_where_it_was_looked_for(run: Any, si
     assert (code, out) == (2, "")
     assert err.startswith(f"balsamfut: there is no site here: {site_dir}/.balsamfut is none") and err.count("\n") == 1
     assert list(site_dir.iterdir()) == []
+    assert "there is no site of the name 'x'" in run(*words, "--site", "x")[2]
+    (site_dir / "x").mkdir()
     assert f"neither {site_dir}/x nor {site_dir}/x/.balsamfut is one, and no site has the name x" in run(
         *words, "--site", "x")[2]
 

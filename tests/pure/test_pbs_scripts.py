@@ -15,7 +15,7 @@ from balsamfut.provider.base import BlockSpec
 from balsamfut.provider.batch import BatchProvider
 from balsamfut.provider.pbs import PbsProvider, PbsRules
 from balsamfut.provider.pbs import script as pbs_script
-from balsamfut.provider.script import bad_token, clock, refusal
+from balsamfut.provider.script import bad_directive, bad_token, clock, refusal
 from balsamfut.provider.slurm import SlurmRules
 from balsamfut.provider.slurm import script as slurm_script
 
@@ -103,12 +103,14 @@ def test_a_walltime_is_written_in_hours_minutes_and_seconds(seconds: float, text
     ({"environ": (("A-B", "1"),)}, "'A-B' cannot be the name of a variable"),
     ({"params": (("1st", "1"),)}, "'1st' cannot be the name of a variable"),
     ({"project": "a\n#PBS -q other"}, "project = "),
+    ({"project": "-P"}, "it begins with '-'"),
+    ({"log": "/a b/log/pilot-1.log"}, "takes no file's name with ' '"),
     ({"directives": ("-l a=1\nrm -rf /",)}, "more than one line"),
     ({"log": "log/x"}, "must be an absolute path"),
     ({"nodes": 0}, "1 node or more"),
 ])
 def test_what_a_script_cannot_say_is_refused_in_one_sentence(more: dict[str, object], words: str) -> None:
-    why = refusal(spec("aurora", **more))
+    why = refusal(spec("aurora", **more)) or bad_directive(spec("aurora", **more))
     assert why is not None and words in why
 
 

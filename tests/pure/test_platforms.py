@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from balsamfut import platforms
+from balsamfut import platforms, settings
 from balsamfut.errors import SettingsError
 from balsamfut.platforms import cpu_list, cpu_text, probe
+from balsamfut.provider.recipe import Recipe
+from balsamfut.settings import Pilot, Settings
 
 
 @pytest.mark.parametrize("name", platforms.names())
@@ -186,3 +188,26 @@ def test_what_is_wrong_in_a_sites_own_description_is_told_with_its_place(tmp_pat
     with pytest.raises(SettingsError, match=says) as refused:
         platforms.at(tmp_path, "aurora")
     assert str(tmp_path / "platform.toml") in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("[scheduler.pace]\nevry = 3\n", r"there is no key evry in \[scheduler.pace\]; did you mean every"),
+    ("[scheduler.pace]\nevery = 'often'\n", "pace.every takes a number, not a text"),
+    ("[scheduler.pace]\nevery = 0\n", "> 0"),
+    ("[scheduler]\npace = 3\n", "pace takes a table, not a whole number"),
+    ("[scheduler]\nselect = 'nodes=2'\n", "must begin with select= and contain {nodes}"),
+])
+def test_what_a_batch_system_cannot_be_asked_by_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "platform.toml").write_text(text)
+    with pytest.raises(SettingsError, match=says) as refused:
+        Recipe.of(tmp_path, Settings(pilot=Pilot(platform="aurora")))
+    assert str(tmp_path / "platform.toml") in str(refused.value)
+
+
+def test_queues_of_the_elastic_queue_are_those_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[pilot]\nplatform = 'aurora'\n[elastic]\nqueues = 'debug prodd'\n")
+    with pytest.raises(SettingsError, match=r"settings.toml: \[elastic\] queues names prodd, which aurora has not; did "
+                                            r"you mean prod\?"):
+        Recipe.of(tmp_path, settings.load(tmp_path, {}))
+    (tmp_path / "settings.toml").write_text("[elastic]\nqueues = 'night'\n")     # whose queues nobody has described
+    assert Recipe.of(tmp_path, settings.load(tmp_path, {})).queues == ()

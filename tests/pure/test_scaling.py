@@ -10,7 +10,6 @@ import pytest
 from interchange_world import CONFIG, Database, Harness
 
 from balsamfut import platforms
-from balsamfut.errors import SettingsError
 from balsamfut.interchange import matcher, scaling
 from balsamfut.interchange.backlog import Phase
 from balsamfut.interchange.batch import AGAIN, GRACE, PARTING
@@ -366,15 +365,11 @@ def test_many_tasks_are_counted_less_often() -> None:
 
 def test_extra_settings_are_pairs() -> None:
     assert pairs("filesystems=home:flare a=b=c") == {"filesystems": "home:flare", "a": "b=c"}
-    with pytest.raises(SettingsError, match="key=value"):
-        pairs("filesystems")
 
 
 def test_a_machine_whose_queues_are_not_described_is_asked_for_what_the_settings_say() -> None:
     described = (Queue("q", 1, 4, 60.0, HOUR),)
     assert offers(described, "slurm", 4, Elastic()) == described
-    with pytest.raises(SettingsError, match=r"\[elastic\] queues names nihgt, which the platform has not; did you"):
-        offers((Queue("night", 1, 2, 60.0, HOUR),), "slurm", 4, Elastic(queues="nihgt"))
     assert offers((), "slurm", 4, Elastic()) == ()
     named = offers((), "slurm", 4, Elastic(queues="a b", max_nodes=3, max_hours=2.0))
     assert [(each.name, each.max_nodes, each.max_wall) for each in named] == [("a", 3, 2 * HOUR), ("b", 3, 2 * HOUR)]

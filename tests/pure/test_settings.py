@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from balsamfut import settings
 from balsamfut.errors import SettingsError
-from balsamfut.settings import Database, Interchange, Pilot, Settings, Wire, load, render
+from balsamfut.settings import Database, Elastic, Interchange, Pilot, Settings, Wire, load, render
 
 EVERYTHING: dict[str, Any] = {
     "walltime": "20m", "retries": 2, "tags": {"a key": 'a "value"'}, "environment": {"X": "1"}, "memory": "4GB",
@@ -101,6 +101,10 @@ def test_a_site_survives_the_loss_of_the_machine_and_an_embedded_one_that_of_a_p
     ("[pilot]\nnodes = 0", "not 0"),
     ("[pilot]\nnodes = true", "not True"),
     ("[pilot]\nplatform = 1", "[pilot] platform takes a text"),
+    ("[pilot]\nplatform = 'auroa'", "[pilot] platform: there is no platform 'auroa'; did you mean aurora?"),
+    ("[elastic]\nextra = 'filesystems'", "[elastic] extra takes key=value, separated by blanks, not 'filesystems'"),
+    ("[elastic]\nextra = 'a=b =c'", "not '=c'"),
+    ("[database]\nurl = 'mysql://x/y'", "[database] url: mysql databases are not supported; right would be a path"),
     ("[wire]\ninline_limit = -1", "at least 0 and at most 67108864"),
     ("[interchange]\nlinger = -0.5", "[interchange] linger takes a number of at least 0"),
     ('[interchange]\nlog_level = "loud"', '"debug", "error", "info", "warning"'),
@@ -176,13 +180,22 @@ def test_the_values_shown_as_comments_are_the_defaults(tmp_path: Path) -> None:
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+amounts = st.floats(0, 1e9)
+files = words.filter(lambda text: "://" not in text)
 
 
 @hypothesis_settings(max_examples=25)
-@given(st.builds(Settings, database=st.builds(Database, url=words, synchronous=st.sampled_from(["FULL", "auto"])),
+@given(st.builds(Settings, database=st.builds(Database, url=files, synchronous=st.sampled_from(["FULL", "auto"])),
                  wire=st.builds(Wire, inline_limit=st.integers(0, 1 << 26)),
-                 interchange=st.builds(Interchange, linger=st.floats(0, 1e9)),
-                 pilot=st.builds(Pilot, platform=words, nodes=st.integers(1, 1 << 40)),
+                 interchange=st.builds(Interchange, linger=amounts, interface=words, lease=st.floats(1, 1e9),
+                                       log_level=st.sampled_from(["debug", "error"])),
+                 pilot=st.builds(Pilot, platform=st.sampled_from(["aurora", "frontier"]), nodes=st.integers(1, 1 << 40),
+                                 max_workers=st.integers(0, 99), hosts=words, mpiexec=words, preamble=words,
+                                 provider=st.sampled_from(["", "slurm"]), end_margin=amounts, pretend=st.booleans()),
+                 elastic=st.builds(Elastic, enabled=st.booleans(), project=words, extra=st.sampled_from(["", "a=b c="]),
+                                   queues=words, min_blocks=st.integers(0, 5), max_blocks=st.integers(5, 9),
+                                   min_nodes=st.integers(1, 3), max_nodes=st.just(0), total_nodes=st.integers(3, 9),
+                                   max_hours=amounts, node_hours=amounts, idle=amounts, backoff=st.floats(1, 1e9)),
                  defaults=st.sampled_from([{}, EVERYTHING])))
 def test_settings_are_the_same_after_writing_and_loading(
         tmp_path_factory: pytest.TempPathFactory, chosen: Settings) -> None:

@@ -46,6 +46,7 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
     ("hydra", 7, "[proxy:0@vm] HYDU_create_process (launch.c:66): bind process failed", Cause.LAUNCHER, None),
     ("hydra", 255, "[mpiexec@vm] match_arg (args.c:166): unrecognized argument bogus", Cause.REQUEST, None),
     ("hydra", 255, "ssh: Could not resolve hostname x1: Name or service not known", Cause.LAUNCHER, None),
+    ("ssh", 255, "ssh: connect to host x1 port 22: Connection refused", Cause.TASK, "exit code 255"),
     ("hydra", 7, "", Cause.TASK, "exit code 7"),
     # Open MPI
     ("openmpi", 3, ("prterun detected that one or more processes exited with non-zero status,\n"
