@@ -230,6 +230,7 @@ class Commands:
                 log.warning("the launcher of task %d on %s has told that it failed, and hangs", command.job.task,
                             self._desk.host)
                 command.failed = math.inf
+                self._note(command, "balsamfut: the launcher had told that it failed, but did not end: it was ended\n")
                 self._processes.kill(command.job.key)
             return
         try:

@@ -86,6 +86,7 @@ _TEXT: Final[dict[str, Rules]] = {
         (r".*was unable to (launch|start) the specified application.*", Cause.LAUNCHER),
         (r"An unrecognized option was included.*", Cause.REQUEST),
         (r"A daemon failed to report back.*", Cause.LAUNCHER),
+        (r"The PMIx server's listener thread failed to start.*", Cause.LAUNCHER),     # with 213, on a busy host
         (r".*(PRTE|ORTE)( daemon)? (was unable to|has failed|failed to) .*", Cause.LAUNCHER),
         (r"ssh: connect to host (?P<host>\S+) .*", Cause.LAUNCHER),
         (r"ssh: .*", Cause.LAUNCHER),
@@ -114,7 +115,8 @@ _FAILED: Final = {   # the launch has failed for good, says the launcher itself:
     "pals": re.compile(r"^(\S+: (shepherd died from signal|rank \d+ (exited with code|died from signal))"
                        r"|ping failed on |ping RPC timeout from )", re.MULTILINE),
     "openmpi": re.compile(r"^prterun (detected that one or more processes exited|noticed that process rank"
-                          r"|has exited due to process rank)", re.MULTILINE),
+                          r"|has exited due to process rank)"
+                          r"|PMIX_ERR_UNREACH in file .*connection_hdlr", re.MULTILINE),    # a rank ended too early
 }
 _DAEMON: Final = re.compile(r"Remote daemon:.* on node (\S+)")   # of Open MPI: some lines after the loss is told
 _SIGNALLED: Final = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: (.*)")   # of Hydra

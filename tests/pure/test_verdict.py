@@ -58,6 +58,7 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
     ("hydra", 255, "[mpiexec@vm] HYDU_sock_get_iface_ip (sock.c:447): unable to find interface", Cause.REQUEST, None),
     ("openmpi", 213, "An unrecognized option was included on the mpiexec command line:", Cause.REQUEST, None),
     ("openmpi", 213, "", Cause.REQUEST, None),
+    ("openmpi", 213, "The PMIx server's listener thread failed to start. We cannot\ncontinue.", Cause.LAUNCHER, None),
     ("openmpi", 1, "There are not enough slots available in the system to satisfy the 2", Cause.LAUNCHER, None),
     ("openmpi", 1, "A daemon failed to report back after being spawned. This could", Cause.LAUNCHER, None),
     ("openmpi", 1, "PRTE has lost communication with a remote daemon.", Cause.NODE, None),
@@ -122,3 +123,14 @@ def test_what_the_launcher_refuses_or_cannot_do_now_is_not_the_tasks_failure() -
     assert verdict.judge("pals", 1, "start failed on x1: No VNIs available").fault is Fault.LAUNCHER
     assert verdict.judge("pals", 137, "x1: shepherd died from signal 9").fault is Fault.NODE
     assert verdict.judge("pals", 0, "ping failed on x1: No reply from x2 after 87s").fault is Fault.NONE
+
+
+@pytest.mark.parametrize(("flavour", "text", "over"), [
+    ("openmpi", "[vm:1] PMIX ERROR: PMIX_ERR_UNREACH in file /ptl_base_connection_hdlr.c at line 103", True),
+    ("openmpi", "prterun noticed that process rank 1 with PID 2 on node vm exited on", True),
+    ("openmpi", "the program says that prterun noticed that process rank 1", False),
+    ("pals", "x1: rank 0 exited with code 1", True),
+    ("hydra", "x1: rank 0 exited with code 1", False),
+])
+def test_a_launcher_that_has_told_of_its_end_is_known_though_it_hangs(flavour: str, text: str, over: bool) -> None:
+    assert verdict.failed(flavour, f"a line\n{text}\nanother\n") is over
