@@ -14,25 +14,15 @@ from typing import Final
 
 import msgspec
 
-from balsamfut.errors import LaunchFailed, PoisonTask
-from balsamfut.interchange import dag, orders, skew
+from balsamfut.errors import InvalidResources, LaunchFailed, PoisonTask
+from balsamfut.interchange import anew, dag, orders, skew
 from balsamfut.interchange.book import Book, IllegalMove, Pilot
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.poison import FALLEN, Fallen
 from balsamfut.interchange.records import Task
-from balsamfut.messages import (
-    Declined,
-    Enrol,
-    Enrolled,
-    Exited,
-    Fault,
-    NodeState,
-    Ran,
-    Reports,
-    Started,
-    Stop,
-)
+from balsamfut.messages import Declined, Enrol, Enrolled, Exited, Fault, NodeState, Ran, Reports, Started, Stop
 from balsamfut.model import AppKind, Payload, Resources, TaskState
+from balsamfut.platforms import Platform
 from balsamfut.serialize import error_payload
 
 S = TaskState
@@ -53,10 +43,11 @@ Fits = Callable[[Enrol, Resources], int]
 class Attempts:
     """The part of the brain that pilots talk to."""
 
-    def __init__(self, book: Book, flow: Flow, fits: Fits) -> None:
+    def __init__(self, book: Book, flow: Flow, fits: Fits, machine: Platform) -> None:
         self.book = book
         self.flow = flow
         self.fits = fits
+        self.machine = machine                        # where blocks may be
         self.later: list[tuple[float, int]] = []      # tasks to be queued again at a time: a heap
         self.faults: dict[int, int] = {}              # task -> how often it could not be started
         self.enrolments: dict[int, Enrol] = {}        # with the nodes that are given work
@@ -284,22 +275,26 @@ class Attempts:
         if fault in (Fault.POOL, Fault.LAUNCHER):
             (self.break_pool if fault is Fault.POOL else self.not_started)(task, report, now)
             return
+        if report.again is not None and (why := self.change(task, report.again)):
+            self.give_up(task, error_payload(InvalidResources(why)), why, now)
+            return
         if fault in (Fault.NODE, Fault.PILOT, Fault.BLOCK):
             task.losses += fault is Fault.NODE
-            task.again = report.again or task.again
             self.cut += [task.id] * (fault is Fault.BLOCK)
             self.again(task, now)
             return
         task.failures += fault in CHARGED
         if fault is Fault.WORKER and self.poisoned(task, now):
             return
-        if report.again is not None:
-            task.again = report.again
-            self.again(task, now)
-        elif task.failures <= self.book.classes[task.cls].spec.options.retries:
+        if report.again is not None or task.failures <= self.book.classes[task.cls].spec.options.retries:
             self.again(task, now)
         else:
             self.give_up(task, report.payload, report.error, now)
+
+    def change(self, task: Task, resources: Resources) -> str:
+        """Another attempt is to have these resources; why none can."""
+        pilot = self.book.pilots[task.pilot]
+        return anew.take(self.book, task, resources, pilot, self.enrolments.get(pilot.id), self.fits, self.machine)
 
     def poisoned(self, task: Task, now: float) -> bool:
         """The worker died under a task: whether that was once too often, on too many nodes."""

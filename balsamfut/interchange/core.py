@@ -99,7 +99,7 @@ class Core:
         self.queues = ReadyQueues()
         self.flow = Flow(self.book, self.queues)
         self.requests = Requests(self.book, self.flow)
-        self.attempts = Attempts(self.book, self.flow, fits)
+        self.attempts = Attempts(self.book, self.flow, fits, config.recipe.platform)
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
         self.nodes = Nodes(self.book, self.sessions, self.attempts)

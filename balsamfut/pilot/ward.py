@@ -115,7 +115,7 @@ class Ward(Core):
         known = self._classes.get(item.cls)
         if known is None or item.ran is not None or item.task in self.attempts:
             super()._accept(item)
-        elif ((self._news and item.again is None and self.planner.impossible(known.resources))
+        elif ((self._news and self.planner.impossible(item.again or known.resources))
                 or (self._spent and not (item.again or known.resources).serial)):
             self._say(item, Fault.RETURNED)
         else:

@@ -111,6 +111,21 @@ def test_row_22_on_error_may_change_the_resources_of_the_next_attempt(ex: Execut
 
 
 @app
+def wants_too_much() -> None:
+    raise RuntimeError("of the task")
+
+
+@wants_too_much.on_error
+def with_many_nodes(task: Any) -> Any:
+    return task.retry(num_nodes=5)
+
+
+def test_another_attempt_that_no_pilot_here_could_hold_fails_with_what_was_asked() -> None:
+    with pytest.raises(InvalidResources, match="another attempt with num_nodes=5: this pilot has not so much"):
+        wants_too_much().result(20)
+
+
+@app
 def fails_with_a_bad_hook() -> None:
     raise RuntimeError("of the task")
 
