@@ -22,6 +22,7 @@ from balsamfut.provider.recipe import Recipe, part_token
 from balsamfut.queuemessages import Part
 
 WITHDRAWN: Final = "it was withdrawn before it was asked for"
+TOLD: Final = "it was told to end"
 _NOT_YET: Final = {BlockState.SUBMITTING: "is not submitted yet", BlockState.QUEUED: "does not start",
                    BlockState.RUNNING: "does not end"}
 GRACE: Final = 60.0
@@ -181,6 +182,8 @@ class Batch:
             return
         self._count(row, status, now)
         row.state, row.batch_id, row.text = status.state, status.id or row.batch_id, _text(status)
+        if row.removal and status.state is BlockState.ENDED:
+            row.text = f"{TOLD}: {row.text}" if row.text else TOLD
         if status.state is BlockState.RUNNING and not row.started:
             row.started = now
             self.past.waits.append(Wait(row.queue, row.nodes, row.walltime, now - row.submitted, now))

@@ -41,6 +41,7 @@ class _Block:
     failures: int = 0                     # of its own commands, in a row
     tries: int = 0                        # submissions that ended in something unclear
     absences: int = 0                     # searches that must find nothing before it counts as not submitted
+    refusal: str = ""                     # ... and as refused, with these words
     cancel: bool = False
     deleting: bool = False                # the deletion was taken
     force: bool = False
@@ -184,8 +185,11 @@ class BatchProvider(Provider):
         if answer.ids:
             self._taken(block, answer.ids[0], now)
             return
-        if answer.refused:
+        if answer.refused and not answer.doubtful:
             self._over(block, BlockState.REFUSED, answer.refused, again=answer.again)
+            return
+        if answer.refused:   # at once: if it was done all the same, that is known by now
+            block.refusal, block.absences, block.step = answer.refused, 1, now
             return
         block.text = answer.down or answer.unclear
         self._trouble = self._trouble or answer.down
@@ -216,12 +220,14 @@ class BatchProvider(Provider):
         else:
             block.absences -= 1
             block.step = now + (self.pace.retry if block.absences else 0.0)
-            if not block.absences and block.spec is None:
+            if not block.absences and block.refusal:
+                self._over(block, BlockState.REFUSED, block.refusal)
+            elif not block.absences and block.spec is None:
                 self._over(block, BlockState.ENDED, f"{self._dialect.name} knows no job of this name: "
                            "it was never submitted, or has been over for long")
 
     def _taken(self, block: _Block, id: str, now: float) -> None:
-        block.id, block.text, block.failures, block.step, block.absences = id, "", 0, now, 0
+        block.id, block.text, block.failures, block.step, block.absences, block.refusal = id, "", 0, now, 0, ""
         self._look_at = min(self._look_at, now + self.pace.soon)
         if block.spec is not None:
             block.state, self._trouble = BlockState.QUEUED, ""

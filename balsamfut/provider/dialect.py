@@ -39,6 +39,7 @@ class Answer(msgspec.Struct, frozen=True):
     unclear: str = ""             # it may or may not have been done
     down: str = ""                # it could not be asked, and nothing was done
     again: bool = False           # refused, but for a reason that may pass
+    doubtful: bool = False        # refused, but not by the batch system itself: it may have been done all the same
     force: bool = False           # refused for now; a deletion by force is needed
 
 

@@ -92,7 +92,8 @@ class Pbs:
             return Answer(down=said)
         if result.code in pbs_text.UNCLEAR or result.code < 0:
             return Answer(unclear=said)
-        return Answer(refused=said, again=result.code in pbs_text.MAY_PASS)
+        return Answer(refused=said, again=result.code in pbs_text.MAY_PASS,
+                      doubtful=result.code in pbs_text.NOT_THE_SERVERS)
 
     def find(self, token: str, way: int) -> Sequence[str] | None:
         ways = [("qselect", "-x", "-N", token), ("qselect", "-N", token)]

@@ -28,6 +28,7 @@ _DOWN: Final = re.compile(r"cannot connect to server|Connection refused|No route
 UNKNOWN_JOB: Final = 153       # PBSE_UNKJOBID
 HAS_FINISHED: Final = 35       # PBSE_HISTJOBID
 EXITING: Final = 168           # PBSE_BADSTATE
+NOT_THE_SERVERS: Final = frozenset({1, 2})   # of the client itself, or of a wrapper around it: who knows what it did
 NO_MOM: Final = 222            # PBSE_NORELYMOM
 DOWN: Final = frozenset({
     162,    # PBSE_SYSTEM, with "cannot connect to server"
@@ -106,8 +107,8 @@ def no_history(text: str) -> bool:
 
 
 def one_line(text: str, command: str) -> str:
-    """What a command said, in one line and without its name."""
-    lines = [line.strip().removeprefix(f"{command}:").strip() for line in text.splitlines()]
+    """What a command said, in one line and without its name; once, where it said it of each job."""
+    lines = list(dict.fromkeys(line.strip().removeprefix(f"{command}:").strip() for line in text.splitlines()))
     usage = next((i for i, line in enumerate(lines) if line.lower().startswith("usage:")), len(lines))
     return " ".join(filter(None, lines[:usage] or lines))
 
@@ -183,8 +184,10 @@ def _by_letter(letter: str) -> Sight:
     """What a job's state letter says."""
     if letter in "FX":
         return Sight(BlockState.ENDED)
-    if letter in "REB":
+    if letter in "RB":
         return Sight(BlockState.RUNNING, "")
+    if letter == "E":    # for minutes, where its output cannot be brought to its place
+        return Sight(BlockState.RUNNING, "exiting: what it ran has ended, PBS clears up after it")
     if letter in "SU":
         return Sight(BlockState.RUNNING, "suspended")
     if letter in "QHWT":
@@ -216,5 +219,6 @@ def _ended(record: Mapping[str, str], comment: str) -> Sight:
         ending = ENDINGS.get(status, Ending("no code that we know", "PBS ended it", False))
         words = f"{ending.text} (Exit_status {status}, {ending.name})"
         return Sight(BlockState.ENDED, f"{words}: {comment}" if comment else words, None, ending.again)
-    # 256 and more: the top process was killed by a signal, which PBS adds.
-    return Sight(BlockState.ENDED, comment, 256 - status if status >= 256 else status)
+    # 256 and more: the top process was killed by a signal, which PBS adds.  A server that was killed has lost comments.
+    return Sight(BlockState.ENDED, comment or f"it ended with Exit_status {status}, of which PBS says no more",
+                 256 - status if status >= 256 else status)

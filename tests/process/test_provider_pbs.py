@@ -330,6 +330,23 @@ def test_a_submission_that_got_no_answer_is_looked_up_and_not_repeated(site: Sit
     assert [call.split()[0] for call in fake_pbs.calls()[:2]] == ["qsub", "qselect"]
 
 
+def test_a_job_that_was_submitted_by_a_qsub_that_says_it_failed_is_found(site: Site, fake_pbs: FakePbs) -> None:
+    fake_pbs.tell("lose-answer", "1 the accounting of this site is away")
+    site.bash("sleep 300", walltime=3600.0)
+    assert site.until(BlockState.QUEUED).id == fake_pbs.jobs()[0]["id"]
+    assert [call.split()[0] for call in fake_pbs.calls()[:2]] == ["qsub", "qselect"]
+    assert not any(status.over for status in site.news)
+
+
+def test_what_the_client_itself_refuses_is_refused_once_nothing_is_found(site: Site, fake_pbs: FakePbs) -> None:
+    fake_pbs.tell("refuse", "1 cannot send environment with the job")
+    site.bash("true")
+    refused = site.until(BlockState.REFUSED)
+    assert (refused.text, refused.again) == ("cannot send environment with the job", False)
+    assert [call.split()[0] for call in fake_pbs.calls()] == ["qsub", "qselect"]
+    assert site.provider.due() is None
+
+
 def test_a_submission_that_was_never_made_is_made_again_after_two_looks(site: Site, fake_pbs: FakePbs) -> None:
     fake_pbs.tell("hang", "qsub")
     site.bash("sleep 300", walltime=3600.0)

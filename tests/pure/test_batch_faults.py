@@ -152,6 +152,20 @@ def test_a_block_that_is_ended_is_cancelled_though_the_batch_system_cannot_be_as
     assert site.orders() == ([], [token]), "the provider tries until it is done"
 
 
+def test_of_a_block_that_was_told_to_end_the_history_says_so(site: Site) -> None:
+    for number, words in ((1, "Job run at Mon Nov 23 on (n1:ncpus=1) and finished"), (2, "")):
+        token = site.ask()
+        site.orders()
+        site.tell(token, BlockState.QUEUED)
+        site.core.client(b"client", RemoveBlock(7, number), site.now)
+        site.tell(token, BlockState.QUEUED, DOWN)
+        assert site.blocks[number].text == DOWN
+        site.tell(token, BlockState.ENDED, words)
+        assert site.blocks[number].text == ": ".join(filter(None, ("it was told to end", words)))
+    site.tell(site.ask(), BlockState.ENDED, "and terminated by tester@login")
+    assert site.blocks[3].text == "and terminated by tester@login"
+
+
 def test_a_refusal_is_told_in_the_batch_systems_words(site: Site) -> None:
     site.tell(site.ask(), BlockState.REFUSED, "Job violates queue and/or server resource limits")
     assert site.notices() == ["block 1 was refused: Job violates queue and/or server resource limits"]

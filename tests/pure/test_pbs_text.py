@@ -141,6 +141,23 @@ def test_every_state_that_was_seen_is_read() -> None:
         "M": None}
 
 
+def test_an_end_of_which_pbs_has_forgotten_the_words_is_told_in_ours() -> None:
+    """Comments are lost for good when the server is killed, or ends in order, while a job runs."""
+    assert pbs_text.sight({"job_state": "F", "Exit_status": "0"}).text == (
+        "it ended with Exit_status 0, of which PBS says no more")
+    assert "Exit_status 271" in (pbs_text.sight({"job_state": "F", "Exit_status": "271"}).text or "")
+
+
+def test_what_is_said_of_each_of_many_jobs_is_told_once() -> None:
+    said = "Connection refused\nqstat: cannot connect to server pbs1 (errno=15010)\n" * 3
+    assert pbs_text.one_line(said, "qstat") == "Connection refused cannot connect to server pbs1 (errno=15010)"
+
+
+def test_a_job_whose_output_pbs_still_brings_away_is_told_from_one_that_runs() -> None:
+    assert "exiting" in (pbs_text.sight({"job_state": "E"}).text or "")
+    assert pbs_text.sight({"job_state": "R"}).text == ""
+
+
 def test_a_held_job_says_who_holds_it() -> None:
     held = [pbs_text.sight({k: str(v) for k, v in record.items()}).text for record in SUMMARIES
             if record["job_state"] == "H"]

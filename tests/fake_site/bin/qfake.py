@@ -18,6 +18,7 @@ What goes wrong is said by files in the directory (`calls` is written: a line fo
     never         jobs submitted while it is there never run, with its text for a comment
     refuse        qsub refuses: the exit code, a blank, the text
     refuse-qdel   so does qdel
+    lose-answer   qsub submits, and then ends with this code and text all the same, as wrappers do
     mom-lost      the first nodes of jobs do not answer: only qdel -W force ends them
     lose          jobs submitted while it is there end with this Exit_status as soon as they have begun
     kill_delay    seconds from SIGTERM to SIGKILL (10)
@@ -249,6 +250,9 @@ def qsub(words: list[str]) -> None:
         (HOME / "scripts" / str(number)).chmod(0o700)
         start_runner(number)
     hang("hang-after", "qsub")
+    if (lost := told("lose-answer")) is not None:
+        code, _, text = lost.partition(" ")
+        raise Failed(int(code), text)
     print(f"{number}.{SERVER}")
 
 
@@ -686,8 +690,10 @@ def main(command: str) -> None:
     if (reason := told("down")) is not None:
         if command == "qstat" and "-F" in words:
             print(as_json([]))
-        print(f"{reason or 'Connection refused'}\n{command}: cannot connect to server {SERVER} (errno=15010)",
-              file=sys.stderr)
+        asked = sum(word[0].isdigit() for word in words) if command == "qstat" else 1   # qstat says it of each job
+        for _ in range(asked or 1):
+            print(f"{reason or 'Connection refused'}\n{command}: cannot connect to server {SERVER} (errno=15010)",
+                  file=sys.stderr)
         sys.exit(255 if command == "qstat" else 162)
     act = {"qsub": qsub, "qstat": qstat, "qdel": qdel, "qselect": qselect}[command]
     try:
