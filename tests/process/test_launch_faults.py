@@ -7,6 +7,7 @@ takes `mpiexec`, the one of this machine as well.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import select
@@ -368,14 +369,21 @@ def play(tmp_path: Path) -> Iterator[Interchange]:
         yield interchange
 
 
+def _launched(play: Interchange, function: Callable[[], object]) -> int:
+    """The task that has run it on two ranks: another where Open MPI could not start on a busy host."""
+    for _ in range(5):
+        task = play.run(play.app(function, resources=Resources(ranks_per_node=2)))
+        play.until(functools.partial(play.exits.__contains__, task), 60)     # now and then it hangs, and is ended
+        if play.end(task).fault is not Fault.LAUNCHER:
+            break
+    return task
+
+
 @pytest.mark.parametrize("function", [_one_exits, _one_is_killed, _one_dies_before_mpi])
 def test_a_rank_that_dies_under_this_machines_mpiexec_ends_the_call_and_the_next_one_works(
         play: Interchange, mpi: None, function: Callable[[], None]) -> None:
-    resources = Resources(ranks_per_node=2)
-    task = play.run(play.app(function, resources=resources))
-    play.until(lambda: task in play.exits, 60)     # Open MPI's launcher now and then hangs then, and is ended
-    assert isinstance(play.error(task), ShellError)
-    assert play.value(play.run(play.app(_summed, resources=resources))) == 2
+    assert isinstance(play.error(_launched(play, function)), ShellError)
+    assert play.value(_launched(play, _summed)) == 2
 
 
 def _leaves() -> None:
