@@ -131,6 +131,7 @@ class BlockInfo(msgspec.Struct, frozen=True):
     tags: dict[str, str]         # only tasks that have all of these
     parts: list[Part]            # how it is split; none: it is not
     why: str                     # of the elastic queue: why it was asked for; "": a person asked
+    note: str                    # what we have to say: its pilot is not there, and how its output ends
     token: str                   # the name of the job
     script: str                  # path of its job script; "": there is none (yet)
     logs: list[str]              # paths of the logs of its pilots, one or (where it is split) one for each part

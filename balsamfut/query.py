@@ -291,7 +291,7 @@ class Reader:
         return BlockInfo(
             row.id, state, row.provider, row.batch_id, row.queue, row.project, row.nodes,
             row.walltime, row.mode, msgspec.json.decode(row.params, type=dict[str, str]), row.submitted,
-            row.started or None, row.ended or None, row.exit_code, row.text, tags, parts, row.why, row.token,
+            row.started or None, row.ended or None, row.exit_code, row.text, tags, parts, row.why, row.note, row.token,
             *self._files(row.id, max(1, len(parts))))
 
     def _files(self, block: int, pilots: int) -> tuple[str, list[str]]:

@@ -24,7 +24,7 @@ from balsamfut.errors import DatabaseTooNew, SettingsError
 from balsamfut.infos import OwnerInfo
 from balsamfut.model import Payload
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the schema: changes with any change of a table.  A newer one in a file is refused (errors.DatabaseTooNew)."""
 
 UPGRADES: Final[dict[int, Callable[[sa.Connection], None]]] = {}
@@ -174,6 +174,7 @@ blocks = Table(
     _text("parts"),        # JSON array of queuemessages.Part; "": it is not split
     _text("why"),          # of the elastic queue: why it was asked for; "": a person asked
     _time("removal"),      # somebody wants its end: from when on the batch system is asked for it; 0: nobody does
+    _text("note"),         # what we have to say beside that: its pilot is not there, how its output ends
     Index("blocks_open", "ended"),
 )
 
@@ -197,7 +198,7 @@ def _widen(connection: sa.Connection) -> None:
                 connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
 
 
-UPGRADES[3] = UPGRADES[4] = _widen
+UPGRADES[3] = UPGRADES[4] = UPGRADES[5] = _widen
 
 # ---- values
 

@@ -68,6 +68,9 @@ class Pilot(msgspec.Struct, frozen=True):
         "PATH"))] = ""
     preamble: Annotated[str, Meta(description=(
         "bash lines that run in a block before its pilot: modules, environments"))] = ""
+    late: Annotated[float, Meta(ge=1, description=(
+        "seconds that a block runs without its pilot (its preamble hangs, say) before people are told and the elastic "
+        "queue counts on it no more"))] = 300.0
     end_margin: Annotated[float, Meta(ge=0, description=(
         "seconds before the end of a block at which its tasks are over, so that its pilot can hand over what they "
         "brought, and leave; a tenth of the block at most"))] = 15.0
@@ -96,9 +99,12 @@ class Elastic(msgspec.Struct, frozen=True):
         "node-hours that all blocks of this site may use, from its beginning; 0: no limit"))] = 0.0
     idle: Annotated[float, Meta(ge=0, description=(
         "seconds that a block may run nothing, or wait for nothing, before it is let go"))] = 60.0
+    give_up: Annotated[float, Meta(ge=0, description=(
+        "seconds that a block of the elastic queue may run without its pilot before it is ended, and people are told; "
+        "0: it is left alone, as blocks of people are"))] = 900.0
     backoff: Annotated[float, Meta(ge=1, description=(
-        "seconds before a queue that refused a block is tried again; twice as many after each further refusal, at most "
-        "an hour"))] = 60.0
+        "seconds before a queue that refused a block is tried again, or any after a block that never had a pilot; "
+        "twice as many after each further one, at most an hour"))] = 60.0
 
 
 SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {

@@ -38,7 +38,8 @@ def command(site: str | None, history: bool, verbose: bool, as_json: bool) -> No
     else:
         output.print_table(("ID", "STATE", "BATCH ID", "QUEUE", "NODES", "TIME", "RAN", "TAKES", "WHY"), [
             (each.id, each.state, each.batch_id.partition(".")[0], each.queue, each.nodes,
-             span(each.walltime), ran(each, now), takes(each), each.text) for each in blocks],
+             span(each.walltime), ran(each, now), takes(each),
+             "; ".join(filter(None, (each.text, each.note)))) for each in blocks],
             empty="no blocks; `balsamfut queue submit` asks for one")
 
 
@@ -61,6 +62,7 @@ def details(block: BlockInfo, now: float) -> Iterator[tuple[str, object]]:
     yield "block", block.id
     yield "state", block.state
     yield "why", block.text
+    yield "pilot", block.note
     yield "batch id", f"{block.provider}: {block.batch_id}" if block.batch_id else block.provider
     yield "job name", block.token
     yield "queue", block.queue

@@ -73,7 +73,7 @@ class Block(msgspec.Struct, frozen=True):
     busy: float = 0.0         # running: node-seconds that what runs there will still take
     idle_since: float = 0.0   # running: nothing has run there since; 0.0: something does
     ours: bool = True         # the elastic queue asked for it; blocks of a person are never withdrawn or released
-    serves: bool = True       # it takes whatever is ready; not one that is limited to some tags ...
+    serves: bool = True       # it takes whatever is ready; not one that is limited to some tags, or has no pilot ...
     refuses: Container[int] = ()    # ... but for these classes, which its pilot can run no more: nodes are out, say
 
     def left(self, now: float) -> float:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from balsamfut.interchange.arrivals import Arrivals
 from balsamfut.interchange.book import Book, Pilot, Session
 from balsamfut.interchange.elastic import Failure
 from balsamfut.interchange.pilots import Pilots
@@ -51,6 +52,7 @@ class Batch:
         self._ending: dict[int, float] = {}    # blocks to be ended, and when the batch system is asked for it (again)
         self._stuck: set[int] = set()          # blocks of which people were told that they do not start, or end
         self.news: list[str] = []              # what people were told, for the log
+        self.arrivals = Arrivals(book, sessions.config.late, sessions.config.elastic.give_up, self._say)
         self.past = past                       # with the blocks of today
         self.troubled = ""                     # why the batch system cannot be asked, as people were told
         for pilot in book.pilots.values():
@@ -132,7 +134,10 @@ class Batch:
             pilot.stopping, pilot.grace = True, GRACE if came else 0.0
 
     def tick(self, now: float) -> None:
-        """Blocks whose pilots were told to leave, and are still there, are ended by the batch system."""
+        """Blocks whose pilots were told to leave, and are still there, are ended by the batch system; so are some whose
+        pilots are not there."""
+        for row in self.arrivals.tick(now):
+            self.end(row, now)
         for number in [number for number, when in self._ending.items() if now >= when]:
             self.end(self.book.blocks[number], now)
 
@@ -174,10 +179,17 @@ class Batch:
         """A client is here: it hears what the others have heard."""
         if self.troubled:
             self.book.send_client(session, Notice(_silent(self.troubled)))
+        for text in self.arrivals.notes():
+            self.book.send_client(session, Notice(text))
 
-    def told(self, status: BlockStatus, now: float) -> None:
-        """Record it; a block that is over takes its pilot along."""
-        row = next((row for row in self.book.blocks.values() if row.token == status.token), None)
+    def row(self, token: str) -> BlockRow | None:
+        """The block of this token, if it is not over."""
+        return next((row for row in self.book.blocks.values() if row.token == token), None)
+
+    def told(self, status: BlockStatus, now: float, output: str = "") -> None:
+        """Record it; a block that is over takes its pilot along.  output: what one has written that never had a pilot,
+        for people."""
+        row = self.row(status.token)
         if row is None:
             return
         self._count(row, status, now)
@@ -190,7 +202,7 @@ class Batch:
         self.book.writes.blocks.append(row)
         self._note_stuck(row, status)
         if status.over:
-            self._over(row, status, now)
+            self._over(row, status, output, now)
 
     def _note_stuck(self, row: BlockRow, status: BlockStatus) -> None:
         """People are told once that a block does not start or end by itself, and once that it does."""
@@ -204,7 +216,7 @@ class Batch:
             self._stuck.discard(row.id)
             self._say(f"block {row.id} {'runs' if status.state is BlockState.RUNNING else 'is in the queue'} now")
 
-    def _over(self, row: BlockRow, status: BlockStatus, now: float) -> None:
+    def _over(self, row: BlockRow, status: BlockStatus, output: str, now: float) -> None:
         row.ended, row.exit_code = now, status.exit_code
         self.past.spent += row.nodes * (now - row.started) if row.started else 0.0
         del self.book.blocks[row.id]
@@ -215,8 +227,9 @@ class Batch:
             pass                 # as somebody wanted it
         elif status.state is BlockState.REFUSED:
             self._say(f"block {row.id} was refused: {why}")
-        elif self._never_came(row):
-            self._say(f"block {row.id} ended before its pilot was there: {why}")
+        elif self.arrivals.never_came(row):
+            ran = not status.again and bool(row.started or status.exit_code is not None)
+            self.arrivals.ended(row, why, output, now, ran=ran)
         for pilot in pilots:
             self.pilots.gone(pilot.id, why, now)
 
@@ -224,7 +237,7 @@ class Batch:
         """Failures of a queue, one after the other.  A block that is accepted ends the series, unless it is dropped
         afterwards, as jobs are that no queue behind a routing queue takes, or ends before its pilot is there, as all do
         whose script is wrong."""
-        never = status.over and self._never_came(row)
+        never = status.over and self.arrivals.never_came(row)
         if status.state is BlockState.REFUSED or (status.over and status.again) or never:
             before = self._cleared.pop(row.token, None) or self.failures.get(row.queue)
             if not row.removal:
@@ -235,11 +248,6 @@ class Batch:
         elif (status.state != row.state and (status.state is BlockState.RUNNING or row.state == BlockState.SUBMITTING)
                 and (before := self.failures.pop(row.queue, None))):
             self._cleared[row.token] = before
-
-    def _never_came(self, row: BlockRow) -> bool:
-        """None of its pilots has ever been here: one that has left is not in the book any more."""
-        pilots = [self.book.pilots.get(number) for number, _ in row.pilots()]
-        return all(pilot is not None and not pilot.row.started for pilot in pilots)
 
     def _pilots(self, row: BlockRow) -> list[Pilot]:
         """Those of its pilots that have not left."""

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from balsamfut.interchange import files
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.records import BlockRow, PilotRow
 from balsamfut.interchange.sessions import Shape
@@ -67,11 +68,8 @@ class LocalPilots:
     def _why(self, pilot: int, text: str, code: int | None) -> str:
         """What the provider says, and the end of the pilot's log where it says anything."""
         said = text or (f"it ended with code {code}" if code is None or code >= 0 else f"signal {-code} ended it")
-        try:
-            lines = self._log(pilot).read_text(errors="replace").strip().splitlines()[-4:]
-        except OSError:
-            lines = []
-        return said + (", its log: " + " | ".join(lines) if lines and code else "")
+        words = files.last_words(self._log(pilot)) if code else ""
+        return said + (f", {words}" if words else "")
 
     def owns(self, pilot: int) -> bool:
         """Whether the end of this pilot will be told by poll."""
@@ -112,7 +110,8 @@ class Blocks:
     def ask(self, brain: Batch, now: float) -> None:
         """Ask for what the brain wants, which is recorded by now, and tell it what the batch system says."""
         wanted, unwanted = brain.orders()
-        if not (wanted or unwanted or self._rung or (self._due is not None and now >= self._due)):
+        late = brain.arrivals.overdue(now)
+        if not (wanted or unwanted or late or self._rung or (self._due is not None and now >= self._due)):
             return
         self._rung = False
         for row in wanted:
@@ -122,11 +121,20 @@ class Blocks:
         told = self._provider.poll(now)
         brain.trouble(self._provider.trouble())
         for status in told:
-            brain.told(status, now)
+            over = brain.row(status.token) if status.over else None
+            unmanned = over is not None and brain.arrivals.never_came(over)
+            brain.told(status, now, files.last_words(self._log(over)) if over is not None and unmanned else "")
+        for row in late:
+            path = self._log(row)
+            brain.arrivals.missed(row, files.last_words(path) or f"there is no {path} yet", now)
         for text in brain.news:
             log.warning("%s", text)
         brain.news.clear()
         self._due = self._provider.due()
+
+    def _log(self, row: BlockRow) -> Path:
+        """What the block writes."""
+        return self._recipe.site / "log" / f"pilot-{row.id}.log"
 
     def _spec(self, row: BlockRow) -> BlockSpec:
         """What is asked for; its script is kept beside the log, for people."""

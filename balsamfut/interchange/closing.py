@@ -111,7 +111,7 @@ class Closing:
         if not blocks or any(pilot.enrolled and pilot.ends == math.inf for pilot in self.book.pilots.values()):
             return math.inf
         coming = [row.walltime or math.inf for row in blocks.values()
-                  if not any((pilot := self.book.pilots.get(number)) is not None and pilot.enrolled
+                  if not row.note and not any((pilot := self.book.pilots.get(number)) is not None and pilot.enrolled
                              for number, _ in row.pilots())]
         here = [pilot.ends - now for pilot in self.book.pilots.values() if pilot.enrolled and not pilot.stopping]
         return max(coming + here, default=0.0)

@@ -261,6 +261,7 @@ class Core:
             self.attempts.enrol(peer, pilot, message, now)
             if not known:
                 self.nodes.enrolled(pilot, now)
+                self.batch.arrivals.came(pilot)
             self.pilots.failed_starts = 0
             return
         pilot = self.book.pilot_peers.get(peer)
@@ -342,6 +343,7 @@ class Core:
     def stalled(self, seconds: float) -> None:
         """This process itself stood still: nobody else's silence counts for that time."""
         self.alone_since += seconds
+        self.batch.arrivals.stalled(seconds)
         for pilot in self.book.pilots.values():
             pilot.heard += seconds
             pilot.deadline += seconds

@@ -295,11 +295,10 @@ class _Planner:
         view = self.view
         failure = view.failures.get(queue.name)
         if failure is not None:
-            pause = min(LONGEST_PAUSE, view.settings.backoff * 2.0 ** min(failure.count - 1, 30))
-            if view.now < failure.at + pause:
+            left = failure.at + pause(failure, view.settings.backoff) - view.now
+            if left > 0.0:
                 said = f" ({failure.text})" if failure.text else ""
-                self.shut.append(f"{queue.name} refused{said}: it is tried again in "
-                                 f"{span(failure.at + pause - view.now)}")
+                self.shut.append(f"{queue.name} refused{said}: it is tried again in {span(left)}")
                 return 0
         taken = counted(queue, view.blocks, view.taken)
         room = queue.room(taken)
@@ -327,6 +326,11 @@ class _Planner:
             queue.takes(demand.nodes, asked) for queue in named) else (
             refusal(named, named[0].name, demand.nodes, asked) or "" if named else "there is no queue")
         return f"{demand.name} ({_nodes(demand.nodes)}, {span(demand.span)} each) fits no further block: {some}"
+
+
+def pause(failure: Failure, backoff: float) -> float:
+    """Seconds that nothing is tried after a series of failures.  backoff: after the first one."""
+    return min(LONGEST_PAUSE, backoff * 2.0 ** min(failure.count - 1, 30))
 
 
 def usable(queues: Sequence[Queue], settings: Elastic) -> list[Queue]:

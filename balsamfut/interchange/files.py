@@ -1,4 +1,4 @@
-"""The files by which an interchange says where it is, and why it could not start.
+"""The files by which an interchange says where it is, and why it could not start; and the ends of logs.
 
 Knows the site's directory and nothing of what an interchange does.
 """
@@ -18,6 +18,11 @@ from balsamfut.errors import BalsamfutError
 from balsamfut.messages import Reports
 
 PAUSED: Final = "elastic.paused"
+TAIL: Final = 4096
+"""Bytes of the end of a log that are looked at; people are shown the last ..."""
+LINES: Final = 4
+"""... lines of them, and of each so many characters at most."""
+WIDTH: Final = 300
 
 
 def announce(site: Path, said: Connection) -> None:
@@ -58,6 +63,21 @@ def spooled(path: Path) -> list[Reports]:
         found.append(decoder.decode(data[start + 4:start + 4 + size]))
         start += 4 + size
     return found
+
+
+def last_words(path: Path) -> str:
+    """How a log ends, on one line for people, with its path; "": there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            text = file.read(TAIL).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip()[:WIDTH] for line in text.splitlines()]
+    said = [line for line in lines if line][-LINES:]
+    return f"{path} ends: {' | '.join(said)}" if said else f"{path} is empty"
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -114,6 +114,7 @@ class BlockRow:
     parts: list[Part] = field(default_factory=list)       # none: it is not split
     why: str = ""         # of the elastic queue: why it was asked for; "": a person asked
     removal: float = 0.0  # somebody wants its end: from when on the batch system is asked for it
+    note: str = ""        # what people were told beside `text`: its pilot is not there, though it runs, or never was
 
     @property
     def takes_everything(self) -> bool:

@@ -126,7 +126,7 @@ class Scaling:
         plan = decide(view, self._surplus)
         return msgspec.structs.replace(plan, lines=(*self._before(), *plan.lines))
 
-    def _hindrance(self) -> str:
+    def _hindrance(self, now: float) -> str:
         """Why nothing can be asked for, whatever waits."""
         machine = self.batch.recipe.platform
         if self.batch.troubled:
@@ -136,7 +136,7 @@ class Scaling:
                     "settings.toml say what may be asked for")
         if machine.scheduler.get("account_required") and not self.settings.project:
             return f"{machine.name} wants to know which project pays: [elastic] project in settings.toml"
-        return ""
+        return self.batch.arrivals.hindrance(self.settings.backoff, now)
 
     def _before(self) -> list[str]:
         lines = []
@@ -198,7 +198,7 @@ class Scaling:
         return View(
             now, tuple(demands), tuple(self._block(row, now, ready) for row in self.book.blocks.values()), self._offers,
             self.settings, seen=tuple(past.waits), failures=self.batch.failures, spent=past.spent + running,
-            paused=self.paused, hindrance=self._hindrance())
+            paused=self.paused, hindrance=self._hindrance(now))
 
     def _counts(self, state: TaskState) -> dict[int, int]:
         """Tasks by class: READY ones that are queued, or WAITING ones."""
@@ -239,7 +239,8 @@ class Scaling:
         return Block(
             row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted, end,
             self._busy(pilot, now) if pilot is not None else 0.0, self._idle.get(row.id, 0.0), bool(row.why),
-            row.takes_everything, frozenset(cls for cls in ready if pilot is not None and self._refuses(pilot, cls)))
+            row.takes_everything and not row.note,
+            frozenset(cls for cls in ready if pilot is not None and self._refuses(pilot, cls)))
 
     def _refuses(self, pilot: Pilot, cls: int) -> bool:
         """It has become too little for this class, or too late.  Where it is all there and does not take it, no other

@@ -71,7 +71,7 @@ class Server:
             embedded=args.embedded, epoch=self.store.epoch, data=str(site / "data"), objects=str(site / "objects"),
             inline=self.settings.wire.inline_limit, usual=usual, first=first,
             linger=self.settings.interchange.linger, pid=os.getpid(), recipe=recipe, elastic=self.settings.elastic,
-            paused=files.paused(site))
+            paused=files.paused(site), late=chosen.late)
         self.core = Core(self.store.load_world(), config, Fits(site), self.clock.now())
         self.recorder = Recorder(store, self.clock, beat_every(settings.interchange.lease), self.needed, self.tell)
         for name in ("data", "objects", "log", "spool"):

@@ -46,6 +46,7 @@ class Config:
     pid: int = 0
     elastic: Elastic = Elastic()
     paused: bool = False          # its elastic queue is
+    late: float = 300.0           # seconds that a block runs until its pilot is missed
 
 
 class Sessions:

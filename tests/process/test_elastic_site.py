@@ -65,6 +65,25 @@ def test_blocks_come_with_the_work_and_go_without_it(site: Path, tmp_path: Path,
         balsamfut("site", "stop", "springy")
 
 
+def test_a_block_that_hangs_is_ended_and_no_other_is_asked_for_until_a_pause_is_over(
+        site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_pbs: FakePbs) -> None:
+    for name, seconds in (("PILOT_LATE", 3), ("ELASTIC_GIVE_UP", 8), ("ELASTIC_BACKOFF", 3600)):
+        monkeypatch.setenv(f"BALSAMFUT_{name}", str(seconds))
+    monkeypatch.setenv("BALSAMFUT_PILOT_PREAMBLE", "echo loading modules; sleep 1000")
+    assert told("site", "start", "springy")["new"]
+    try:
+        assert run(SCRIPT, tmp_path).code == 0
+        until(lambda: fake_pbs.jobs() and fake_pbs.jobs()[0]["state"] == "F", "it is ended", 90)
+        until(lambda: not told("queue", "ls", "--site", "springy"), "that is seen", 60)
+        block, = told("queue", "ls", "--site", "springy", "--history")
+        assert block["started"] and block["note"].endswith("log/pilot-1.log ends: loading modules")
+        plan = " ".join(told("queue", "plan", "--site", "springy")["lines"])
+        assert "block 1 ran and its pilot was not there: another is asked for in 1 h" in plan
+        assert len(fake_pbs.calls("qsub")) == 1 and len(fake_pbs.calls("qdel")) == 1 and states() == {"READY"}
+    finally:
+        balsamfut("site", "stop", "springy")
+
+
 def test_a_pause_is_remembered_and_told(site: Path, tmp_path: Path, fake_pbs: FakePbs) -> None:
     assert told("site", "start", "springy")["new"]
     try:

@@ -437,6 +437,34 @@ def test_a_submission_that_never_reached_pbs_is_not_tried_again_once_its_block_i
     assert len(site.pbs.calls("qsub")) == 1
 
 
+def test_a_block_whose_preamble_hangs_is_told_once_with_the_end_of_its_output(
+        site: FaultySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALSAMFUT_PILOT_LATE", "3")
+    site.make(preamble="echo loading modules; while [ ! -e ../gate ]; do sleep 0.1; done")
+    site.submit()
+    site.play()
+    said = "block 1 runs, but its pilot is not there after "
+    until(lambda: site.heard(said), "it is told", 60.0)
+    assert site.heard(f" s: {site.path}/log/pilot-1.log ends: loading modules") == 1
+    shown = balsamfut("queue", "ls", "--site", "faulty", "-v").stdout
+    assert said.removeprefix("block 1 runs, but ") in shown and f"{site.path}/log/pilot-1.log\n" in shown
+    (site.place / "gate").touch()
+    site.works()
+    site.told_once(said, "block 1 works: its pilot is there now")
+    assert "not there" not in balsamfut("queue", "ls", "--site", "faulty").stdout
+    site.finish()
+
+
+def test_a_block_whose_script_fails_is_told_with_the_end_of_its_output(site: FaultySite) -> None:
+    site.make(preamble="echo no environment here; exit 3")
+    site.play()
+    site.submit()
+    said = f"{site.path}/log/pilot-1.log ends: no environment here"
+    until(lambda: site.heard("block 1 ended before its pilot was there") and site.heard(said), "it is told", 60.0)
+    site.told_once(said)
+    assert said in balsamfut("queue", "ls", "--site", "faulty", "--history").stdout
+
+
 def test_a_held_job_is_told_once_in_pbs_s_words_and_once_when_it_is_released(site: FaultySite) -> None:
     site.make()
     site.pbs.tell("hold", "job held by a person")

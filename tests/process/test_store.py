@@ -523,8 +523,9 @@ def test_an_older_database_is_upgraded_by_who_takes_it_over_or_stays_as_it_is(
         assert connection.execute(sa.select(schema.events.c.kind)).all() == [("upgraded",)]
 
 
-LATER = {3: [("meta", "beat"), ("blocks", "tags"), ("blocks", "parts"), ("blocks", "why"), ("blocks", "removal")],
-         4: [("blocks", "removal")]}
+LATER = {3: [("meta", "beat"), ("blocks", "tags"), ("blocks", "parts"), ("blocks", "why"), ("blocks", "removal"),
+             ("blocks", "note")],
+         4: [("blocks", "removal"), ("blocks", "note")], 5: [("blocks", "note")]}
 
 
 @pytest.mark.parametrize("version", LATER)
@@ -538,7 +539,8 @@ def test_an_older_database_gains_the_columns_that_came_later(opened: Opener, dat
         connection.execute(sa.update(schema.meta).values(version=version))
     engine.dispose()
     block, = opened(database).load_world().blocks
-    assert (block.id, block.token, block.tags, block.parts, block.why, block.removal) == (7, "old", {}, [], "", 0.0)
+    assert (block.id, block.token, block.tags, block.parts, block.why) == (7, "old", {}, [], "")
+    assert (block.removal, block.note) == (0.0, "")
 
 
 def test_a_file_that_is_no_database_is_refused_by_name(opened: Opener, sqlite_file: Path) -> None:

@@ -423,7 +423,8 @@ def test_blocks_that_end_before_their_pilots_are_there_are_asked_for_less_and_le
             world.status(row, BlockState.ENDED, exit_code=127)
         world.wait(5.0)
     assert asked == 4, "at once, and after 5, 10 and 20 minutes"
-    assert any("ended with 127 before its pilot was there" in line for line in world.ask_elastic("plan").lines)
+    why = "ended before its pilot was there: its block ended with 127"
+    assert any(why in line for line in world.ask_elastic("plan").lines)
 
 
 @pytest.mark.parametrize(("typical", "checkpoint", "asked"), [
