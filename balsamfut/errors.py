@@ -5,6 +5,7 @@
     |   |-- InvalidOption          an option that does not exist or has a wrong value
     |   |-- InvalidResources       a request that no node, or no number of nodes, can satisfy
     |   |-- TemplateError          a command template that cannot be rendered
+    |   |-- LeftBehind             the future of a task that a script has left to its site
     |   |-- SettingsError          a settings file or variable that is not understood
     |   `-- NoExecutor             an app was called while no Executor is open
     |-- SiteError                  the service behind the Executor
@@ -77,6 +78,10 @@ class TemplateError(UsageError, ValueError):
 
 class SettingsError(UsageError, ValueError):
     """A settings file or an environment variable holds something that is not understood."""
+
+
+class LeftBehind(UsageError):
+    """A script left its task to the site before it was over; the script's future of it hears no more."""
 
 
 class NoExecutor(UsageError, RuntimeError):

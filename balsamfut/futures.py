@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from balsamfut import serialize
+from balsamfut.errors import LeftBehind
 from balsamfut.interrupts import Waiting
 from balsamfut.messages import Detail
 from balsamfut.model import AppKind, AppSpec, Extra, TaskState, default_workdir, restored
@@ -270,6 +271,8 @@ class TaskFuture(Future[T]):
             return TaskState.CANCELLED
         if self._exception is None:
             return TaskState.DONE
+        if isinstance(self._exception, LeftBehind):
+            return self._task_state
         return self._task_state if self._task_state in _ENDED_BADLY else TaskState.FAILED
 
     @property
@@ -352,7 +355,9 @@ class TaskFuture(Future[T]):
     def __repr__(self) -> str:
         what = f"task {self._id}" if self._id else f"call {self._n}" if self._owner is not None else "no task"
         ended = ""
-        if self._state == FINISHED:
+        if isinstance(self._exception, LeftBehind):
+            ended = " when its script left it behind"
+        elif self._state == FINISHED:
             value = self._exception if self._exception is not None else self._result
             ended = f" {'raised' if self._exception is not None else 'returned'} {type(value).__name__}"
         return f"<TaskFuture {what}{' ' + self.app_name if self._app else ''} {self.state.name}{ended}>"

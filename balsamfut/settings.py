@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import tomllib
@@ -250,9 +251,12 @@ def _value(where: str, section: str, key: str, value: Any, *, strict: bool) -> A
     if key not in hints:
         raise SettingsError(f"{where} there is no setting {key}; {_near(key, hints)}")
     try:
-        return msgspec.convert(value, hints[key], strict=strict)
+        made = msgspec.convert(value, hints[key], strict=strict)
     except msgspec.ValidationError:
         _refuse(where, key, hints[key], value)
+    if isinstance(made, float) and not math.isfinite(made):
+        _refuse(where, key, hints[key], value)
+    return made
 
 
 def _refuse(where: str, key: str, hint: Any, value: Any) -> NoReturn:

@@ -64,8 +64,8 @@ def find(given: str = "") -> Path:
         close = difflib.get_close_matches(given, names, n=2, cutoff=0.75)
         hint = f"did you mean {' or '.join(close)}?" if close else (
             "`balsamfut site ls` lists those there are" if names else "`balsamfut site init` makes one")
-        raise SiteError(f"there is no site of the name {given!r}; {hint}  A directory here of that name would be "
-                        f".{os.sep}{given}")
+        raise SiteError(f"there is no site of the name {given!r}; {hint} (a directory here of that name would be "
+                        f".{os.sep}{given})")
     return path
 
 

@@ -21,6 +21,8 @@ from balsamfut.model import TILE
 
 Reader = Callable[[str, Any], dict[str, Any]]
 
+LONGEST_NAME: Final = 200
+"""Letters of a campaign's name."""
 _NUMBER: Final = r"(\d+(?:\.\d+)?)"
 _DURATION: Final = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in ("d", "h", "m(?:in)?", "s")))
 _CLOCK: Final = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
@@ -309,3 +311,17 @@ READERS: Final[dict[str, Reader]] = {
     "checkpoint": _flag,
 }
 """The options, in the order in which they are documented."""
+
+
+def campaign(name: object) -> None:
+    """Refuse what cannot be a campaign's name, which is seen in a line of a table, and typed; None: it gets one."""
+    if name is None:
+        return
+    if not (isinstance(name, str) and name.strip()):
+        raise InvalidOption(f"campaign takes a name, not {name!r}"
+                            + ("; did you mean max_workers=?" if isinstance(name, int) else ""))
+    surrogates = any("\ud800" <= letter <= "\udfff" for letter in name)     # they are told of as what they are
+    if len(name) > LONGEST_NAME or not (surrogates or name.isprintable()):
+        said = f"{name[:30]!r}..., which has {len(name)}" if len(name) > LONGEST_NAME else repr(name)
+        raise InvalidOption(f"campaign takes a name of at most {LONGEST_NAME} letters, without line breaks and other "
+                            f"control characters, not {said}")

@@ -26,6 +26,8 @@ def batch(subject: Subject) -> Iterator[Check]:
     if kind not in COMMANDS:
         yield ok("batch", "no batch system: blocks run on this machine")
         return
+    yield from project(subject)
+    yield from elastic(subject, [queue.name for queue in tables(subject.platform)], subject.platform.name)
     system = NAMES[kind]
     missing = [name for name in COMMANDS[kind] if shutil.which(name) is None]
     if missing:
@@ -38,8 +40,6 @@ def batch(subject: Subject) -> Iterator[Check]:
         return
     yield ok("batch", f"{system} answers ({shutil.which(COMMANDS[kind][0])})")
     yield from queues(subject, kind, result.out)
-    yield from elastic(subject)
-    yield from project(subject)
 
 
 def queues(subject: Subject, kind: str, answer: str) -> Iterator[Check]:
@@ -53,6 +53,7 @@ def queues(subject: Subject, kind: str, answer: str) -> Iterator[Check]:
     if not table:
         yield ok("queues", f"{name} has no table of queues, so nothing is checked before it is submitted; {system} "
                  f"has {_few(there)}")
+        yield from elastic(subject, list(there), system)
         return
     differences = seen.compare(table, there, system)
     for each in differences:
@@ -65,12 +66,11 @@ def queues(subject: Subject, kind: str, answer: str) -> Iterator[Check]:
                  + (f"; {system} has others too: {_few(more)}" if more else ""))
 
 
-def elastic(subject: Subject) -> Iterator[Check]:
+def elastic(subject: Subject, known: Sequence[str], whose: str) -> Iterator[Check]:
     """The queues that the elastic queue may use, as the settings name them."""
-    known = [queue.name for queue in tables(subject.platform)]
     for name in subject.settings.elastic.queues.split():
         if known and name not in known:
-            yield error("queues", f"[elastic] queues names {name}, and {subject.platform.name} has no such queue; "
+            yield error("queues", f"[elastic] queues names {name}, and {whose} has no such queue; "
                         f"{close_names(name, known)}")
 
 
@@ -78,7 +78,12 @@ def project(subject: Subject) -> Iterator[Check]:
     name = subject.settings.elastic.project
     if name:
         yield ok("project", f"{name} pays for the elastic queue's blocks")
-    elif subject.platform.scheduler.get("account_required"):
+    elif not subject.platform.scheduler.get("account_required"):
+        return
+    elif subject.settings.elastic.enabled:
+        yield error("project", f"{subject.platform.name} wants to know who pays, and [elastic] is enabled without a "
+                    "project, so no block is asked for: set project under [elastic] in settings.toml")
+    else:
         yield ok("project", f"{subject.platform.name} wants to know who pays: `queue submit -A PROJECT`, and for "
                  "the elastic queue project under [elastic] in settings.toml")
 

@@ -85,7 +85,7 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 def say(text: str) -> None:
     """One sentence for the person, apart from what was asked for."""
-    click.echo(f"balsamfut: {text}", err=True)
+    click.echo(f"balsamfut: {line(text)}", err=True)
 
 
 def line(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from balsamfut.cli import common, output
-from balsamfut.errors import UsageError
+from balsamfut.errors import SiteError, UsageError
 
 if TYPE_CHECKING:
     from balsamfut.query import Reader
@@ -42,7 +43,7 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
                          "connected to it, and here that is this command; leave --no-wait out, or let the shell keep "
                          "it running: nohup balsamfut resume &")
     named = common.one_site(place, site)
-    directory = common.find_site(named)
+    directory = which_site(place, site)
     again = f"balsamfut resume{_quoted(named)}"
     with common.open_reader(directory) as reader:
         plans = resuming.plan(reader, common.known_campaign(reader, campaign), retry_failed)
@@ -58,6 +59,25 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
                        f"`{again}` goes on with it")
             return 130
         return summarize(reader, [name for one in plans for name in one.campaigns], again, as_json)
+
+
+def which_site(place: str | None, site: str | None) -> Path:
+    """The site that is meant.  Raises UsageError, saying how a campaign is named where the argument may be one."""
+    from balsamfut import sites
+
+    try:
+        return common.find_site(common.one_site(place, site))
+    except (UsageError, SiteError):
+        here = sites.find()
+        if place is None or site or os.sep in place or not sites.is_site(here):
+            raise
+    with common.open_reader(here) as reader:
+        names = [each.name for each in reader.campaigns()]
+    if place in names:
+        raise UsageError(f"there is no site {place}, and a campaign of that name here: `balsamfut resume --campaign"
+                         f"{_quoted(place)}`")
+    raise UsageError(f"there is no site and no campaign {place!r} here; {common.close_names(place, names)} "
+                     "(`balsamfut resume --campaign NAME`)")
 
 
 def nothing_to_do(reader: Reader, campaign: str | None, again: str, as_json: bool) -> int:
@@ -96,7 +116,7 @@ def standing(reader: Reader, name: str) -> dict[str, Any]:
 
 def print_standing(one: dict[str, Any], again: str) -> None:
     name, counts = one["name"], one["counts"]
-    click.echo(f"{name}: {output.counted(counts)} of {sum(counts.values())}")
+    click.echo(f"{output.line(name)}: {output.counted(counts)} of {sum(counts.values())}")
     for kind, state in (("failed", "FAILED"), ("held", "HELD")):
         for task in one[kind]:
             click.echo(f"  {kind}: task {task['id']} ({task['app']}): {task['why']}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from balsamfut.context import TaskContext
-from balsamfut.errors import BalsamfutError, InitializerFailed, InterchangeLost, SiteError, UsageError
+from balsamfut.errors import BalsamfutError, InitializerFailed, InterchangeLost, LeftBehind, SiteError
 from balsamfut.executor import local
 from balsamfut.executor.core import BATCH, Ask, Delivery, Entry, Future, Session, Wish
 from balsamfut.executor.deliver import Deliverer, describe, error_named
@@ -208,9 +208,10 @@ class Client:
         self._line.drop(linger=2.0)
         for future in self._session.futures():
             if error is None and self._detaching:
-                self._deliverer.end(future, UsageError(
+                self._deliverer.end(future, LeftBehind(
                     f"task {future._id} goes on without this script, whose Executor was detached; its result will be "
-                    "in the site"))
+                    f"in the site {self.site}: `balsamfut task result {future._id}`, or call it again by the "
+                    "campaign's name"))
             else:
                 self._deliverer.end(future, error)
         for question in self._session.questions():

@@ -21,7 +21,7 @@ import msgspec
 
 from balsamfut import serialize
 from balsamfut.calls import AppParts, CallPlan
-from balsamfut.errors import InvalidResources, SerializationError, UpstreamFailed
+from balsamfut.errors import InvalidResources, LeftBehind, SerializationError, UpstreamFailed
 from balsamfut.executor.client import Client
 from balsamfut.executor.core import Call, Definition, Future, Kept
 from balsamfut.executor.deliver import describe, never_ran
@@ -227,6 +227,10 @@ class Desk:
                 raise never_ran(name, future)
             return future
         if future._owner.site != self.client.site:
+            if future.done() and isinstance(future._exception, LeftBehind):
+                raise LeftBehind(f"{name} cannot wait for task {future._id} of the site {future._owner.site}, whose "
+                                 f"Executor was detached: call {name} in an Executor of that site, or keep that other "
+                                 "Executor open")
             return self._promise(future)
         try:
             _ = future.task_id

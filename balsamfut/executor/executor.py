@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from balsamfut import interrupts, platforms, serialize, sites
+from balsamfut import interrupts, platforms, serialize, sites, values
 from balsamfut.calls import AppLike, CallPlan, plain_parts
 from balsamfut.context import TaskContext
 from balsamfut.context import current as current_task
@@ -64,9 +64,7 @@ class Executor(concurrent.futures.Executor):
                  max_workers: int | None = None, platform: str | None = None, nodes: int | None = None,
                  initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (),
                  wait: bool = True) -> None:
-        if campaign is not None and not (isinstance(campaign, str) and campaign.strip()):
-            raise InvalidOption(f"campaign takes a name, not {campaign!r}"
-                                + ("; did you mean max_workers=?" if isinstance(campaign, int) else ""))
+        values.campaign(campaign)
         _check_count("max_workers", max_workers)
         _check_count("nodes", nodes)
         if initializer is not None and not callable(initializer):

@@ -113,7 +113,7 @@ def test_each_thing_that_is_wrong_with_a_site_is_told(place: Path, capsys: pytes
 
 def test_a_site_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "-s", "nosuch"]) == 2
-    assert "there is no site here" in capsys.readouterr().err
+    assert "there is no site of the name 'nosuch'" in capsys.readouterr().err
 
 
 def test_a_batch_system_whose_queues_are_as_the_table_says_is_all_right(
@@ -141,7 +141,7 @@ def test_queues_that_are_not_as_the_table_says_are_told_one_by_one(
     settings = tmp_path / "au" / "settings.toml"
     settings.write_text(settings.read_text().replace('# queues = ""', 'queues = "debgu"'))
     code, found = doctor(capsys, "-s", "au")
-    assert code == 1 and "names debgu, and aurora has no such queue; did you mean debug" in found["queues"].pop()[1]
+    assert code == 1 and "names debgu, and aurora has no such queue; did you mean debug" in found["queues"].pop(0)[1]
     settings.write_text("[pilot]\nplatform = 'aurora'\n")
     code, found = doctor(capsys, "-s", "au")
     assert code == 0 and {level for level, _ in found["queues"]} == {"warning"}
@@ -171,3 +171,25 @@ def test_commands_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.Ca
     monkeypatch.setenv("PATH", str(tmp_path))
     code, found = doctor(capsys, "-s", "au")
     assert code == 1 and found["batch"][0][1].startswith("qsub, qstat, qdel, qselect of PBS not on PATH")
+
+
+def test_what_keeps_the_elastic_queue_from_asking_is_an_error_also_where_no_batch_system_answers(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    aurora(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "au" / "settings.toml").write_text("""
+[pilot]
+platform = "aurora"
+[elastic]
+enabled = true
+queues = "debug capasity"
+""")
+    code, found = doctor(capsys, "-s", "au")
+    assert code == 1
+    (level, said), = found["project"]
+    assert level == "error" and "[elastic] is enabled without a project, so no block is asked for: set project" in said
+    assert ("error", "[elastic] queues names capasity, and aurora has no such queue; did you mean capacity?"
+            ) in found["queues"]
+    settings = (tmp_path / "au" / "settings.toml").read_text()
+    (tmp_path / "au" / "settings.toml").write_text(settings.replace("enabled = true", "enabled = false"))
+    assert [level for level, _ in doctor(capsys, "-s", "au")[1]["project"]] == ["ok"]

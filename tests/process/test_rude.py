@@ -246,6 +246,52 @@ def test_what_a_script_detaches_runs_to_its_end_without_it(tmp_path: Path) -> No
     until(lambda: not (tmp_path / ".balsamfut" / "interchange.json").exists())
 
 
+LEAVES = """
+    import os, time
+    from balsamfut import Executor, app
+
+    @app
+    def slow(gate):
+        while not os.path.exists(gate):
+            time.sleep(0.02)
+        return 7
+
+    @app
+    def double(x):
+        return 2 * x
+
+    with Executor("left", wait=False):
+        left = slow("gate")
+    print(left.state.name in ("READY", "ASSIGNED", "RUNNING"), "when its script left it behind" in repr(left))
+    print(left.exception())
+    """
+
+
+def test_a_future_that_was_left_behind_says_so_and_calls_of_its_site_may_wait_for_its_task(tmp_path: Path) -> None:
+    ran = run(LEAVES + """
+    with Executor("left"):
+        waits = double(left)
+        open("gate", "w").close()
+        print(waits.result())
+    """, tmp_path)
+    assert ran.code == 0, ran.err
+    known, said, value = ran.out.splitlines()
+    assert (known, value) == ("True True", "14")
+    assert said == (f"task 1 goes on without this script, whose Executor was detached; its result will be in the site "
+                    f"{tmp_path}/.balsamfut: `balsamfut task result 1`, or call it again by the campaign's name")
+
+
+def test_a_call_of_another_site_cannot_wait_for_a_future_that_was_left_behind(tmp_path: Path) -> None:
+    ran = run(LEAVES + """
+    open("gate", "w").close()
+    with Executor("other", site="./elsewhere"):
+        print(repr(double(left).exception()))
+    """, tmp_path)
+    assert ran.code == 0 and ran.out.splitlines()[-1] == (
+        f"LeftBehind('double cannot wait for task 1 of the site {tmp_path}/.balsamfut, whose Executor was detached: "
+        "call double in an Executor of that site, or keep that other Executor open')"), ran.err
+
+
 def test_an_interchange_that_is_dead_and_that_nobody_has_reaped_is_not_there(tmp_path: Path) -> None:
     zombie = os.posix_spawn("/bin/true", ["true"], os.environ)
     os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)

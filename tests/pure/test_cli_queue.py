@@ -111,6 +111,7 @@ def test_what_cannot_be_asked_for_in_python_is_one_sentence(site: Path, more: di
     (["-n", "4", "--part", "mpi:3"], "the parts have 3 nodes, and the block has 4"),
     (["-n", "2", "--part", "gpu:2"], "a part with mode 'gpu' was asked"),
     (["-n", "2", "-t", "nan"], "a block's walltime is above 0 min and at most 366 days, not nan min"),
+    (["-n", "2", "-t", "inf"], "a block's walltime is above 0 min and at most 366 days, not inf min"),
     (["-n", "2", "-t", "1h"], "'1h' is not a valid number"),
     (["-n", "2", "--tag", "kind=a", "--tag", "kind=b"], "--tag kind is given twice, as a and as b: a task has one"),
     (["-n", "2", "-x", "a=1", "-x", "a=2"], "-x a is given twice, as 1 and as 2"),

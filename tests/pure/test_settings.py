@@ -227,3 +227,12 @@ def test_values_that_contradict_each_other_or_cannot_be_are_refused(tmp_path: Pa
 def test_no_limit_contradicts_nothing(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text("[elastic]\nmin_nodes = 5\n")
     assert load(tmp_path, {}).elastic.max_nodes == 0
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_numbers_that_are_not_finite_are_refused_from_files_and_variables(tmp_path: Path, number: str) -> None:
+    (tmp_path / "settings.toml").write_text(f"[elastic]\nidle = {number}\n")
+    with pytest.raises(SettingsError, match=r"toml: \[elastic\] idle takes a number .*, not -?(inf|nan)"):
+        load(tmp_path, {})
+    with pytest.raises(SettingsError, match="INTERCHANGE_LEASE: lease takes a number .*, not '-?(inf|nan)'"):
+        load(tmp_path / "none", {"BALSAMFUT_INTERCHANGE_LEASE": number})

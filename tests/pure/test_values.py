@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balsamfut import values
 from balsamfut.errors import InvalidOption
 from balsamfut.model import TILE, Extra, Options, Resources
 from balsamfut.options import EXTRA, NOTHING, OPTIONS, RESOURCES, combine, normalise
@@ -215,3 +216,20 @@ def test_a_tilde_is_the_home_of_who_writes_it(monkeypatch: pytest.MonkeyPatch) -
     assert (extra.workdir, extra.stdout, extra.stderr) == ("/home/me/runs/{{ n }}", "/home/me/out", "not/~/err")
     assert extra.inputs == (("/home/me/in.lj", "deck"),)
     assert normalise({"inputs": ["~/seen"]}).extra.inputs == (("/home/me/seen", ""),)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("", "campaign takes a name, not ''"), ("  ", "campaign takes a name, not '  '"),
+    (3, "did you mean max_workers=?"),
+    ("a\tb", r"not 'a\tb'"), ("a\nb", r"not 'a\nb'"), ("a\x1b[2J", r"not 'a\x1b[2J'"),
+    ("x" * 201, "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'..., which has 201"),
+])
+def test_names_that_no_table_could_show_are_refused_in_one_sentence(name: object, says: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        values.campaign(name)
+    assert says in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 160
+
+
+@pytest.mark.parametrize("name", [None, "scan7", "2026/11 run no. 3", "-x", "größe", "x" * 200])
+def test_other_names_are_taken(name: str | None) -> None:
+    values.campaign(name)
