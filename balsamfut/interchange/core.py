@@ -47,7 +47,6 @@ from balsamfut.messages import (
     Leaving,
     Message,
     NodeNews,
-    NodeState,
     PilotBeat,
     Refused,
     RemoveBlock,
@@ -278,8 +277,6 @@ class Core:
             self.nodes.spent(pilot, message, now)
         elif isinstance(message, NodeNews):
             self.nodes.news(pilot, message, now)
-            if message.state is NodeState.UP:
-                self.queues.unfit.clear()      # it may fit now
         elif isinstance(message, TooLate):
             pilot.closed = pilot.late = set(message.classes)
             pilot.stopping |= message.stops

@@ -42,7 +42,8 @@ class ReadyQueues:
         self._filters: list[Filter] = []
         self.size = 0
         self.longest_first = False       # what takes longest goes before what is oldest
-        self.unfit: set[tuple[int, int]] = set()     # class and filters of those that no pilot takes, as people know
+        self.unfit: set[tuple[int, int]] = set()     # class and filters of those that no pilot takes that is here ...
+        self.told: set[tuple[int, int]] = set()      # ... or was, as people know
 
     def push(self, task: Task, limited: int = 0, *, first: bool = False) -> None:
         """Queue a task: behind its class, or (one that comes back) before it."""
@@ -70,6 +71,7 @@ class ReadyQueues:
             return
         self._filters = filters
         self.unfit.clear()
+        self.told.clear()
         old, self._queues, self.size = self._queues, {}, 0
         for (cls, limited, _), queue in old.items():
             for task in queue:

@@ -150,6 +150,8 @@ class _Look:
 
 def _stands(row: BlockRow) -> str:
     """Of a block that has no pilot yet."""
+    if row.note:
+        return f"block {row.id} runs, but {row.note}"
     if row.state == BlockState.RUNNING:
         return f"block {row.id} has begun, and its pilot is starting"
     where = f" of queue {row.queue}" if row.queue else ""

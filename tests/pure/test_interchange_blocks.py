@@ -209,6 +209,30 @@ def test_people_hear_once_that_the_pilots_here_do_not_take_what_waits(yard: Yard
     assert len(yard.notices) == 2
 
 
+def test_what_fitted_no_pilot_fits_when_another_one_comes_and_people_are_told_once_while_it_does_not(
+        yard: Yard) -> None:
+    queues = yard.core.queues
+    first, = yard.block(mode="mpi")
+    tasks = yard.call(5)
+    yard.tick()
+    yard.block(mode="mpi")
+    yard.tick()
+    assert len(yard.notices) == 1 and queues.unfit
+    wide, = yard.block()
+    yard.tick()
+    assert list(wide.held) == tasks[:4] and not queues.unfit, "the rest waits for room, and not for another pilot"
+    yard.over(wide.number)
+    yard.tick()
+    assert queues.unfit and len(yard.notices) == 2, "this is news again"
+    for number in list(yard.core.book.blocks):
+        yard.over(number)
+    yard.tick()
+    assert not queues.unfit, "whoever comes next may take it"
+    yard.block(mode="mpi")
+    yard.tick()
+    assert queues.unfit and len(yard.notices) == 2
+
+
 def test_an_interchange_that_starts_again_knows_what_its_blocks_take(yard: Yard) -> None:
     narrow, = yard.block(tags={"kind": "post"})
     first, second = yard.block(3, parts=[Part(1, "mpi"), Part(2, "serial", {"kind": "x"})])

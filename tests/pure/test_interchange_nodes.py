@@ -151,6 +151,7 @@ def test_tasks_are_not_sent_to_a_pilot_that_has_no_node_left_for_them_and_are_wh
     cluster.turn()
     assert "does not fit any pilot that runs here" in cluster.notices[-1]
     cluster.news(pilot, "n3", NodeState.UP)
+    cluster.core.tick(cluster.now)
     cluster.turn()
     assert list(pilot.held) == [1] and not cluster.core.queues.unfit
 

@@ -71,6 +71,8 @@ def test_a_block_that_waits_is_the_reason_with_the_batch_systems_words() -> None
     assert site.why(task) == {(task,): "block 1 waits for its nodes in queue debug: Not Running: no nodes"}
     site.core.batch.told(BlockStatus(row.token, BlockState.RUNNING, "7.server"), site.now)
     assert site.why(task) == {(task,): "block 1 has begun, and its pilot is starting"}
+    site.core.batch.arrivals.missed(site.core.book.blocks[1], "the end of its output", site.now)
+    assert site.why(task) == {(task,): "block 1 runs, but its pilot is not there after 0 s: the end of its output"}
 
 
 def test_blocks_that_would_not_take_a_task_say_why_not(site: Site) -> None:
