@@ -190,7 +190,7 @@ class Packer:
                 while alone.place(narrow) is not None:
                     count += 1
             if len(self._each) >= _REMEMBERED:
-                self._each.clear()
+                self._each, self._capacity = {}, {}
             self._each[narrow] = count
         return count
 

@@ -237,8 +237,8 @@ class Attempts:
         upstream = [dep for number in report.joins if (dep := self.book.find(number)) is not None]
         if task.state is S.READY:
             self.book.move(task, S.ASSIGNED)
-        self.book.move(task, S.WAITING)
         task.joins = tuple(report.joins)
+        self.book.move(task, S.WAITING)
         if len(upstream) < len(report.joins):
             self.flow.hold_anyway(task, "it returned futures of tasks that are not at hand")
             return
@@ -337,9 +337,8 @@ class Attempts:
         if task.id in self.flow.pending:
             self.again(task, now)
             return
-        count = self.faults.get(task.id, 0) + 1
+        count = self.faults.pop(task.id, 0) + 1
         if count >= LAUNCHES:
-            self.faults.pop(task.id, None)
             text = f"task {task.id} could not be started in {count} attempts: {report.error}"
             self.give_up(task, error_payload(LaunchFailed(text)), text, now)
             return

@@ -23,6 +23,10 @@ UNKNOWN: Final = 600.0
 """Seconds that a task is taken for of which nothing is said and nothing was seen."""
 DOUBT: Final = 2.0
 """A task that declares no walltime is given to blocks that have so many times its typical run time left."""
+MANY: Final = 60
+"""Kinds of tasks that are looked at one by one; a look with all these takes a tenth of a second."""
+STEPS: Final = (1.1, 1.3, 2.0, 4.0, 16.0)
+"""What differs by less than such a factor is alike."""
 LAST: Final = 0.75      # part of its run time that the last task of a place runs when there is no time for another
 
 
@@ -37,6 +41,7 @@ class Demand(msgspec.Struct, frozen=True):
     count: int               # that are ready
     later: int = 0           # that wait for others: no block is asked for them, but none that they will need is let go
     cls: int = 0             # the site's number of the class
+    others: tuple[int, ...] = ()     # ... of those that are taken together with it
 
     def work(self, tasks: int) -> float:
         """Node-seconds."""
@@ -95,6 +100,34 @@ def demand(name: str, resources: Resources, walltime: float, typical: float, cou
     # Doubts about how long it takes are no reason to give it to no block at all.
     span = walltime or max(0.0 if cut else seconds, min(DOUBT * max(seconds, 1.0), longest))
     return Demand(name, resources.num_nodes, per_node, max(seconds, 0.001), span, count, later, cls)
+
+
+def gathered(demands: Sequence[Demand], blocks: Sequence[Block], most: int = MANY) -> Sequence[Demand]:
+    """The same work as not many more than so many demands: those that are alike are taken together, the more roughly
+    the more there are.  It stays what has to be done, for how wide and how long a block, and in which blocks not."""
+    if len(demands) <= most:
+        return demands
+    refusals = {block.token: block.refuses for block in blocks if block.refuses}
+    where = {each.cls: tuple(token for token, classes in refusals.items() if each.cls in classes) for each in demands}
+    for step in STEPS:
+        alike: dict[tuple[object, ...], list[Demand]] = {}
+        for each in demands:
+            sizes = [int(math.log(max(size, 1.0), step) + 1e-9) for size in (each.nodes, each.seconds, each.span)]
+            alike.setdefault((each.count > 0, each.per_node, where[each.cls], *sizes), []).append(each)
+        if len(alike) <= most:
+            break
+    return [_together(some) for some in alike.values()]
+
+
+def _together(some: Sequence[Demand]) -> Demand:
+    """As one demand, for blocks that can run all of them."""
+    if len(some) == 1:
+        return some[0]
+    first = max(some, key=lambda each: each.work(each.count + each.later))
+    nodes, count, later = max(each.nodes for each in some), sum(each.count for each in some), sum(e.later for e in some)
+    work = sum(each.work(each.count + each.later) for each in some)
+    return Demand(f"{first.name} and others", nodes, first.per_node, work * first.per_node / (nodes * (count + later)),
+                  max(each.span for each in some), count, later, first.cls, tuple(each.cls for each in some))
 
 
 class Cover:

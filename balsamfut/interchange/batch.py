@@ -16,7 +16,7 @@ from balsamfut.interchange.elastic import Failure
 from balsamfut.interchange.pilots import Pilots
 from balsamfut.interchange.records import BlockRow, Past, PilotRow
 from balsamfut.interchange.sessions import Sessions
-from balsamfut.interchange.waits import Wait
+from balsamfut.interchange.waits import LATEST, Wait
 from balsamfut.messages import BlockAnswer, Notice, RemoveBlock, SubmitBlock
 from balsamfut.provider.base import BlockState, BlockStatus
 from balsamfut.provider.recipe import Recipe, part_token
@@ -199,6 +199,7 @@ class Batch:
         if status.state is BlockState.RUNNING and not row.started:
             row.started = now
             self.past.waits.append(Wait(row.queue, row.nodes, row.walltime, now - row.submitted, now))
+            del self.past.waits[:-LATEST]
         self.book.writes.blocks.append(row)
         self._note_stuck(row, status)
         if status.over:

@@ -12,9 +12,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from balsamfut.interchange.counts import Counts
 from balsamfut.interchange.records import (
+    Around,
     AttemptRow,
     BlockRow,
     CampaignRow,
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 RECENT_TASKS: Final = 20_000
 RECENT_BYTES: Final = 64 << 20
-"""How many tasks that are over, and how much of their results, are kept at hand for calls that still refer to them."""
+"""How many tasks that are over, and how much of their arguments and results, are kept at hand for calls that still
+refer to them."""
 
 
 class IllegalMove(Exception):
@@ -43,7 +46,7 @@ class IllegalMove(Exception):
 class Session:
     """One client's run: a script, a task that calls apps, or a command."""
 
-    __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "prune_at", "classes", "watching",
+    __slots__ = ("row", "peer", "heard", "observer", "limit", "assigned", "calls", "prune_at", "classes",
                  "accepted", "since", "running", "endings", "looks_up", "keeper", "alone", "watched", "pool")
 
     def __init__(self, row: SessionRow) -> None:
@@ -52,12 +55,11 @@ class Session:
         self.peer: bytes | None = None            # its connection; None: away
         self.heard = 0.0
         self.observer = False
-        self.limit = 0                            # of tasks that run at a time; 0: none
+        self.limit = int(row.info.get("max_workers") or 0)   # of tasks that run at a time; 0: none
         self.assigned = 0                         # of them now
         self.calls: dict[int, int] = {}           # call number -> task id, of those it may still name by number
         self.prune_at = 4096                      # so many calls, and those it has acknowledged are forgotten
         self.classes: dict[int, int] = {}         # its number of a class -> the site's
-        self.watching: set[int] = set()           # tasks of other sessions that it asked about
         self.accepted: list[tuple[int, int, TaskState, bool]] = []
         self.since = 0.0                          # when the oldest of them was recorded
         self.running: list[tuple[int, bool]] = []
@@ -153,37 +155,60 @@ class Book:
         self.tasks: dict[int, Task] = {}                 # not over
         self.recent: OrderedDict[int, Task] = OrderedDict()   # over, lately
         self._recent_bytes = 0
-        self.campaigns: dict[int, CampaignRow] = {row.id: row for row in world.campaigns}
-        self.campaign_names: dict[str, int] = {row.name: row.id for row in world.campaigns}
+        self.counts = Counts()
+        # Campaigns, sessions, classes and what those refer to: what is in use; memory.py lets go of the rest.
+        self.campaigns: dict[int, CampaignRow] = {}
+        self.campaign_names: dict[str, int] = {}
         self.active: set[int] = set()                    # campaigns whose tasks may run
-        self.sessions: dict[int, Session] = {row.id: Session(row) for row in world.sessions}
-        self.tokens: dict[str, Session] = {s.row.token: s for s in self.sessions.values()}
-        for session in self.sessions.values():
-            session.looks_up = True                      # what it called before may be known by its keys alone
+        self.everything = False                          # all tasks that are not over are here, of any campaign
+        self.sessions: dict[int, Session] = {}
+        self.tokens: dict[str, Session] = {}             # those that may come back
         self.peers: dict[bytes, Session] = {}
         self.blocks: dict[int, BlockRow] = {row.id: row for row in world.blocks}    # not over
         parts = {number: (row.id, part) for row in world.blocks for number, part in row.pilots()}
         self.pilots: dict[int, Pilot] = {row.id: Pilot(row, *parts.get(row.id, ())) for row in world.pilots}
         self.pilot_peers: dict[bytes, Pilot] = {}
-        self.apps: dict[bytes, AppSpec] = {app.digest: app for app in world.apps}
-        self.codes: dict[bytes, Payload] = dict(world.codes)
-        self.pools: dict[bytes, Pool] = dict(world.pools)
+        self.apps: dict[bytes, AppSpec] = {}
+        self.codes: dict[bytes, Payload] = {}
+        self.pools: dict[bytes, Pool] = {}
         self.broken: dict[bytes, tuple[Payload | None, str]] = {}   # pools whose initializer failed, and how
         self.classes: dict[int, ClassInfo] = {}
         self.class_numbers: dict[TaskClass, int] = {}
-        for number, spec in world.classes:
-            self._learn_class(number, spec)
         self.writes = Writes()
         self.out = Outbox()
         self.told: set[int] = set()                      # sessions with something in their own lists
         self.loaded: set[int] = set()                    # pilots with something to be sent
 
-    # ---- definitions
+    # ---- what tasks refer to
+
+    def learn(self, around: Around, now: float) -> None:
+        """Take in what was read."""
+        for campaign in around.campaigns:
+            self.learn_campaign(campaign)
+        for row in around.sessions:
+            if row.id not in self.sessions:
+                session = self.sessions[row.id] = Session(row)
+                session.heard = now
+                session.looks_up = True                  # what it called before may be known by its keys alone
+                if not row.closed:
+                    self.tokens[row.token] = session
+        self.apps |= {app.digest: app for app in around.apps}
+        self.codes |= around.codes
+        self.pools |= around.pools
+        for number, spec in around.classes:
+            if number not in self.classes:
+                self._learn_class(number, spec)
+
+    def learn_campaign(self, row: CampaignRow) -> None:
+        self.campaigns[row.id] = row
+        self.campaign_names[row.name] = row.id
+        if self.everything:
+            self.active.add(row.id)
 
     def _learn_class(self, number: int, spec: TaskClass) -> None:
         app = self.apps.get(spec.app) or AppSpec(name="?", kind=AppKind.PYTHON, digest=spec.app)
         self.classes[number] = ClassInfo(spec, app)
-        self.class_numbers[spec] = number
+        self.class_numbers.setdefault(spec, number)
 
     def intern_class(self, spec: TaskClass) -> int:
         """The site's number of a class of tasks, new or known."""
@@ -210,6 +235,21 @@ class Book:
                 self.pools[digest] = pool
                 self.writes.pools.append((digest, pool))
 
+    def forget_others(self, campaigns: set[int], classes: set[int], pools: set[bytes]) -> None:
+        """Let go of all but these, and what those classes refer to."""
+        for campaign in [row for row in self.campaigns.values() if row.id not in campaigns]:
+            del self.campaigns[campaign.id], self.campaign_names[campaign.name]
+            self.active.discard(campaign.id)
+        for number in self.classes.keys() - classes:
+            spec = self.classes.pop(number).spec
+            if self.class_numbers.get(spec) == number:
+                del self.class_numbers[spec]
+        kept = [info.spec for info in self.classes.values()]
+        apps, pools = {spec.app for spec in kept}, pools.union(spec.pool for spec in kept)
+        for by_digest, wanted in ((self.apps, apps), (self.codes, apps), (self.pools, pools), (self.broken, pools)):
+            for digest in by_digest.keys() - wanted:
+                del by_digest[digest]
+
     # ---- tasks
 
     def find(self, task: int) -> Task | None:
@@ -230,7 +270,11 @@ class Book:
         """
         if state not in MOVES[task.state]:
             raise IllegalMove(f"task {task.id} cannot go from {task.state.name} to {state.name}")
+        if task.queued or task.state is TaskState.WAITING:
+            self.counts.leaves(task)
         task.state = state
+        if state is TaskState.WAITING:
+            self.counts.waits(task)
         if whole:
             task.whole = True
         if not task.dirty:
@@ -259,15 +303,14 @@ class Book:
         if task.id in recent:
             return
         recent[task.id] = task
-        payload = task.payload
-        self._recent_bytes += weight(payload)
+        self._recent_bytes += weight(task)
         while forget and (len(recent) > RECENT_TASKS or self._recent_bytes > RECENT_BYTES):
-            self._recent_bytes -= weight(recent.popitem(last=False)[1].payload)
+            self._recent_bytes -= weight(recent.popitem(last=False)[1])
 
     def forget(self, task: Task) -> None:
         """A task that was over is not any more (it is tried again)."""
         if self.recent.pop(task.id, None) is not None:
-            self._recent_bytes -= weight(task.payload)
+            self._recent_bytes -= weight(task)
 
     def ending(self, task: Task) -> Ending:
         payload = task.payload
@@ -277,7 +320,7 @@ class Book:
 
     def watch(self, task: Task, session: int) -> None:
         if session not in task.watchers:
-            task.watchers = (*task.watchers, session)
+            task.watchers = (*(each for each in task.watchers if each in self.sessions), session)
 
     def tell_running(self, task: Task, running: bool) -> None:
         for session in task.watchers:
@@ -315,10 +358,14 @@ class Book:
         return writes, out
 
 
-def weight(payload: Any) -> int:
-    """Bytes that a payload takes in memory."""
+def weight(task: Task) -> int:
+    """Bytes that a task's arguments and result take in memory."""
+    return _bytes(task.spec.args) + _bytes(task.payload)
+
+
+def _bytes(payload: Payload | None) -> int:
     if payload is None or isinstance(payload, Blob):
         return 0
     if isinstance(payload, Joined):
-        return len(payload.template) + sum(weight(part) for part in payload.parts)
+        return len(payload.template) + sum(_bytes(part) for part in payload.parts)
     return len(payload)

@@ -58,6 +58,10 @@ class Closing:
     def _too_late(self, pilot: Pilot, cls: int, now: float) -> bool:
         return pilot.ends - now <= needs(self.book.classes[cls])
 
+    def forget_others(self, classes: Collection[int]) -> None:
+        """There are no others than these any more."""
+        self._told.intersection_update(classes)
+
     # ---- what people are told
 
     def tick(self, now: float, alone: bool) -> None:

@@ -1,7 +1,6 @@
 """The interchange's brain: messages and the time come in, what to write and what to send come out.
 
-    wanted_*(message)  what must be read from the database first (asked again until there is nothing)
-    know(found)        ... what was read
+    reading            what must be read from the database first, and what was read
     client(...), pilot(...), session_gone(...), pilot_gone(...), tick(...)     what happens
     finish(now)        the end of a turn: matches tasks and pilots; the loop commits the Turn, then sends what it says
 
@@ -20,10 +19,12 @@ from balsamfut.interchange.book import Book, Outbox, Pilot, Session
 from balsamfut.interchange.closing import Closing
 from balsamfut.interchange.flow import Flow
 from balsamfut.interchange.matcher import ReadyQueues
+from balsamfut.interchange.memory import Memory
 from balsamfut.interchange.nodes import Nodes
 from balsamfut.interchange.pilots import PILOT_SILENCE, Pilots
+from balsamfut.interchange.reading import Reading
 from balsamfut.interchange.records import PilotRow, World, Writes
-from balsamfut.interchange.requests import Found, Requests, Wanted
+from balsamfut.interchange.requests import Found, Requests
 from balsamfut.interchange.scaling import Scaling
 from balsamfut.interchange.sessions import Config, Sessions
 from balsamfut.interchange.waiting import Reasons
@@ -39,7 +40,6 @@ from balsamfut.messages import (
     Declined,
     ElasticOrder,
     Enrol,
-    Exited,
     Expelled,
     Hello,
     Keep,
@@ -95,9 +95,10 @@ class Core:
     def __init__(self, world: World, config: Config, fits: Fits, now: float) -> None:
         self.config = config
         self.book = Book(world)
-        self.queues = ReadyQueues()
+        self.queues = ReadyQueues(self.book.counts)
         self.flow = Flow(self.book, self.queues)
         self.requests = Requests(self.book, self.flow)
+        self.reading = Reading(self.book, self.flow, self.requests, config.embedded)
         self.attempts = Attempts(self.book, self.flow, fits, config.recipe.platform)
         self.sessions = Sessions(self.book, self.flow, config)
         self.pilots = Pilots(self.book, self.sessions, self.attempts, self.queues)
@@ -106,6 +107,7 @@ class Core:
         self.batch = Batch(self.book, self.sessions, self.pilots, config.recipe, world.past, now)
         self.scaling = Scaling(self.book, self.queues, self.batch, config.elastic, config.paused)
         self.reasons = Reasons(self.book, self.queues, self.attempts, self.closing, self.scaling)
+        self.memory = Memory(self.book, self.flow, self.attempts, self.closing)
         self.flow.slots = config.first.cores * config.first.nodes
         self.alone_since = now            # embedded: no client since then
         self.balanced = now               # when it was last looked whether work waits in the wrong place
@@ -116,78 +118,6 @@ class Core:
                 pilot.heard = now
             elif pilot.row.started:
                 pilot.deadline = now + RETURN
-
-    # ---- what must be read first
-
-    def wanted_first(self) -> Wanted | None:
-        """A site that is kept goes on with whatever is not over, whether its script is there or not."""
-        if lacking := self.requests.found.lacking:
-            return Wanted(tasks=lacking)
-        if self.config.embedded or not self.book.campaigns or self.requests.found.looked:
-            return None
-        return Wanted(campaign=0)
-
-    def wanted_client(self, peer: bytes, message: Message) -> Wanted | None:
-        if lacking := self.requests.found.lacking:
-            return Wanted(tasks=lacking)
-        want = Wanted()
-        if isinstance(message, Submit):
-            session = self.book.peers.get(peer)
-            if session is not None:
-                want = self.requests.wanted(session, message)
-        elif isinstance(message, Watch | Cancel | KillTasks):
-            ids = message.tasks if isinstance(message, Watch) else message.refs
-            want.tasks = {i for i in ids if i > 0 and self.book.find(i) is None} - self.requests.found.missing
-        elif isinstance(message, Hello):
-            if message.parent and self.book.find(message.parent) is None:
-                want.tasks = {message.parent} - self.requests.found.missing
-            known = self.book.tokens.get(message.token)
-            if known is None and not message.observer and not self.requests.found.looked:
-                want.token = message.token
-            number = known.row.campaign if known else self.book.campaign_names.get(message.campaign or "", 0)
-            if number and number not in self.book.active and not message.observer:
-                want.campaign = number
-        elif isinstance(message, Resume) and not self.requests.found.looked:
-            number = self.book.campaign_names.get(message.campaign, -1) if message.campaign is not None else 0
-            if number >= 0:
-                want.campaign, want.retry_failed = number, message.retry_failed
-        return want or None
-
-    def wanted_pilot(self, peer: bytes, message: Message) -> Wanted | None:
-        """Tasks that a pilot speaks of and that are not at hand: those of campaigns that nobody is running now."""
-        if lacking := self.requests.found.lacking:
-            return Wanted(tasks=lacking)
-        if isinstance(message, Reports):
-            tasks, recent = self.book.tasks, self.book.recent
-            ids = {r.task for r in message.reports if r.task not in tasks and r.task not in recent}
-            for report in message.reports:
-                if report.__class__ is Exited and report.joins:
-                    ids |= {j for j in report.joins if self.book.find(j) is None}
-        elif isinstance(message, Enrol):
-            ids = {task for task, _ in message.held if self.book.find(task) is None}
-        else:
-            return None
-        ids -= self.requests.found.missing
-        return Wanted(tasks=ids) if ids else None
-
-    def know(self, want: Wanted, found: Found, now: float, token: str = "") -> None:
-        """Take in what was read."""
-        mine = self.requests.found
-        mine.looked = True
-        mine.calls.update(found.calls)
-        mine.keys.update(found.keys)
-        mine.cached.update(found.cached)
-        mine.used |= found.used
-        loaded = mine.complete(want, [*found.tasks, *found.calls.values(), *found.keys.values()], self.book)
-        here = {s.id for s in self.book.sessions.values() if s.peer is not None or (token and s.row.token == token)}
-        if want.campaign is not None:
-            woken = ({want.campaign} if want.campaign else set(self.book.campaigns)) - self.book.active
-            self.book.active |= woken
-            for task in found.tasks:
-                known = self.book.tasks.get(task.id)
-                if known is not None and known.state is S.READY and known.campaign in woken:
-                    self.flow.ready(known, now)
-        self.flow.adopt(loaded, now, here.__contains__)
 
     # ---- clients
 
@@ -228,10 +158,11 @@ class Core:
             self.book.send_client(session, BeatBack())
         elif isinstance(message, Bye):
             self.detached |= message.detach and not session.row.parent
-            self.sessions.gone(session, now, said_so=True)
+            self.sessions.gone(session, now, over=True)
 
     def hello(self, peer: bytes, message: Hello, now: float) -> None:
-        session = self.sessions.hello(peer, message, now, used=self.requests.found.used)
+        past = self.requests.found.session
+        session = self.sessions.hello(peer, message, now, used=past is not None and bool(past.closed))
         if session is None:
             return
         self.alone_since = now      # whoever comes is given the time to say what for
@@ -317,6 +248,7 @@ class Core:
         unfit.tell(self.book, self.queues, self.attempts, self.sessions)
         self.closing.tick(now, alone=not self.config.elastic.enabled)
         self.batch.tick(now)
+        self.memory.tick(now)
         if now - self.balanced >= BALANCE:
             self.balanced = now
             queued = {cls for cls, _, passes in self.queues.lines() if (cls, passes) not in self.queues.unfit}

@@ -239,7 +239,8 @@ class _Planner:
             else:
                 placeless.add(homeless)
                 lines.append(self._no_place(cover.demands[homeless]))
-                self.homeless[cover.demands[homeless].cls] = lines[-1]
+                hard = cover.demands[homeless]
+                self.homeless |= dict.fromkeys((hard.cls, *hard.others), lines[-1])
         if not found:
             lines += self._why_none(cover)
         return found, earliest if earliest < FOREVER else 0.0

@@ -23,6 +23,9 @@ TAIL: Final = 4096
 LINES: Final = 4
 """... lines of them, and of each so many characters at most."""
 WIDTH: Final = 300
+LOG: Final = "log/interchange.log"
+LOG_MOST: Final = 16 << 20
+"""Bytes of the log, after which it begins anew; the one before is kept."""
 
 
 def announce(site: Path, said: Connection) -> None:
@@ -50,6 +53,22 @@ def pause(site: Path, on: bool) -> None:
         write_file(site / PAUSED, b"the elastic queue asks for no blocks; `balsamfut queue resume` ends that\n")
     else:
         (site / PAUSED).unlink(missing_ok=True)
+
+
+def begin_log_anew(site: Path, most: int = LOG_MOST) -> None:
+    """Move the log away that this process writes, if it has become long: a site may run for years."""
+    log = site / LOG
+    try:
+        there = os.fstat(2)
+        if there.st_size < most or not os.path.samestat(there, log.stat()):
+            return
+        log.replace(log.with_name(f"{log.name}.1"))
+        fresh = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return      # it goes on where it is
+    for descriptor in (1, 2):
+        os.dup2(fresh, descriptor)
+    os.close(fresh)
 
 
 def spooled(path: Path) -> list[Reports]:

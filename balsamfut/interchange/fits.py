@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from balsamfut import platforms
 from balsamfut.errors import SiteError
@@ -11,6 +12,8 @@ from balsamfut.interchange.sessions import Shape
 from balsamfut.messages import Enrol
 from balsamfut.model import Resources
 from balsamfut.placement import Packer
+
+_REMEMBERED: Final = 16
 
 
 class Fits:
@@ -27,6 +30,8 @@ class Fits:
         packer = self._packers.get(key)
         if packer is None:
             platform = platforms.at(self._site, pilot.platform, pilot.cores)
+            if len(self._packers) >= _REMEMBERED:      # of ten thousand nodes one is some megabytes
+                del self._packers[next(iter(self._packers))]
             packer = self._packers[key] = Packer(platform.node, pilot.nodes)
         return packer.capacity(resources)
 

@@ -234,6 +234,8 @@ class Flow:
                 book.remember(task, forget=False)   # all of what was read is needed now
             else:
                 book.tasks[task.id] = task
+                if task.state is S.WAITING:
+                    book.counts.waits(task)
         by_id = {task.id: task for task in fresh}
         for task in fresh:
             if task.state not in CLOSED:
@@ -281,6 +283,9 @@ class Flow:
     def take_in_hand(self, pilot: Pilot, task: Task) -> None:
         pilot.held[task.id] = task
         pilot.counts[task.cls] = pilot.counts.get(task.cls, 0) + 1
+        session = self.book.sessions.get(task.session)
+        if session is not None and session.limit:
+            session.assigned += 1
 
 
 def depth(payloads: Iterable[Payload]) -> int:

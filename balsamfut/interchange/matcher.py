@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Final
 
 from balsamfut.interchange.book import Book, ClassInfo, Pilot
+from balsamfut.interchange.counts import Counts
 from balsamfut.interchange.records import Task
 from balsamfut.model import TaskState
 
@@ -37,10 +38,11 @@ Filter = frozenset[tuple[str, str]]
 class ReadyQueues:
     """The tasks that are READY, by class."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
         self._queues: dict[QueueKey, deque[Task]] = {}
         self._filters: list[Filter] = []
-        self.size = 0
+        self._entries = 0                # with those that are not READY any more
         self.longest_first = False       # what takes longest goes before what is oldest
         self.unfit: set[tuple[int, int]] = set()     # class and filters of those that no pilot takes that is here ...
         self.told: set[tuple[int, int]] = set()      # ... or was, as people know
@@ -55,7 +57,13 @@ class ReadyQueues:
             queue.appendleft(task)
         else:
             queue.append(task)
-        self.size += 1
+        self._entries += 1
+        self.counts.queued(task)
+
+    @property
+    def size(self) -> int:
+        """How many tasks are queued and still READY."""
+        return self.counts.size
 
     def _passes(self, task: Task) -> int:
         tags = task.spec.extra.tags if task.spec.extra is not None else ()
@@ -72,15 +80,27 @@ class ReadyQueues:
         self._filters = filters
         self.unfit.clear()
         self.told.clear()
-        old, self._queues, self.size = self._queues, {}, 0
+        old, self._queues = self._queues, {}
         for (cls, limited, _), queue in old.items():
             for task in queue:
                 if task.state is TaskState.READY and task.cls == cls:
                     key = (cls, limited, self._passes(task) if filters else 0)
                     self._queues.setdefault(key, deque()).append(task)
-                    self.size += 1
         for key, queue in self._queues.items():      # several may have become one: the oldest first
-            self._queues[key] = deque(sorted(queue, key=_age))
+            self._queues[key] = deque(sorted(dict.fromkeys(queue), key=_age))
+        self._entries = sum(map(len, self._queues.values()))
+
+    def sweep(self, most: int = 0) -> None:
+        """Let go of the tasks that are not READY any more, if there are more than so many."""
+        if self._entries - self.size <= most:
+            return
+        for key, queue in list(self._queues.items()):
+            left = dict.fromkeys(task for task in queue if task.state is TaskState.READY and task.cls == key[0])
+            if left:
+                self._queues[key] = deque(left)
+            else:
+                del self._queues[key]
+        self._entries = sum(map(len, self._queues.values()))
 
     def head(self, key: QueueKey) -> Task | None:
         """The next task of a queue; those that are not READY any more (cancelled), or were queued again with another
@@ -90,12 +110,12 @@ class ReadyQueues:
             if queue[0].state is TaskState.READY and queue[0].cls == key[0]:
                 return queue[0]
             queue.popleft()
-            self.size -= 1
+            self._entries -= 1
         del self._queues[key]
         return None
 
     def pop(self, key: QueueKey) -> Task:
-        self.size -= 1
+        self._entries -= 1
         return self._queues[key].popleft()
 
     def lines(self) -> list[QueueKey]:

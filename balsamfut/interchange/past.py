@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import sqlalchemy as sa
 
 from balsamfut import schema
 from balsamfut.interchange.records import Past
-from balsamfut.interchange.waits import Wait
-
-LATEST: Final = 500
-"""Waits that are read: those of long ago say little."""
+from balsamfut.interchange.waits import LATEST, Wait
 
 
 def load(connection: sa.Connection) -> Past:

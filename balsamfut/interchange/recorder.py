@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from balsamfut.clock import Clock
-from balsamfut.interchange.records import Writes
+from balsamfut.interchange.records import Around, Lacking, Writes
 from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.store import Store, StoreError
 
@@ -45,6 +45,10 @@ class Recorder:
     def read(self, want: Wanted) -> Found:
         """Read it, however long that takes: the database may be locked, or away, for a while."""
         return self._persist(lambda: self._read(want), lambda: GIVE_UP_ALONE)
+
+    def around(self, lacking: Lacking) -> Around:
+        """Read what tasks refer to."""
+        return self._persist(lambda: self._store.load_around(lacking), lambda: GIVE_UP_ALONE)
 
     def commit(self, writes: Writes) -> None:
         """Write a turn; while the database does not take it, keep it and try again, and say so."""
@@ -108,5 +112,7 @@ class Recorder:
         if want.cached:
             found.cached = self._store.find_cached(want.cached)
         if want.token:
-            found.used = self._store.had_session(want.token)
+            found.session = self._store.find_session(want.token)
+        if want.named:
+            found.named = self._store.find_campaign(want.named)
         return found

@@ -51,6 +51,7 @@ class Task(msgspec.Struct, eq=False, gc=False):
     deps: tuple[Task, ...] = ()           # those that it needs, in slot order; let go when it is over
     dependents: list[Task] | None = None  # those that need (or join) this one, while it is not over
     watchers: tuple[int, ...] = ()        # sessions to be told
+    queued: bool = False                  # READY, and in a queue
     stored: bool = False                  # its row exists
     dirty: bool = False                   # its row is to be written at the end of this turn ...
     whole: bool = False                   # ... all of it: more has changed than a first assignment or a plain success
@@ -195,20 +196,38 @@ class Past:
 
 
 @dataclass(slots=True)
+class Around:
+    """What tasks refer to."""
+
+    campaigns: list[CampaignRow] = field(default_factory=list)
+    sessions: list[SessionRow] = field(default_factory=list)
+    classes: list[tuple[int, TaskClass]] = field(default_factory=list)
+    apps: list[AppSpec] = field(default_factory=list)
+    codes: list[tuple[bytes, Payload]] = field(default_factory=list)
+    pools: list[tuple[bytes, Pool]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Lacking:
+    """The numbers of what tasks refer to that is not at hand."""
+
+    campaigns: set[int] = field(default_factory=set)
+    sessions: set[int] = field(default_factory=set)
+    classes: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.campaigns or self.sessions or self.classes)
+
+
+@dataclass(slots=True)
 class World:
-    """What a starting interchange must know of its database."""
+    """What a starting interchange must know of its database: what tasks refer to is read with them."""
 
     next_task: int = 1
     next_session: int = 1
     next_campaign: int = 1
     next_pilot: int = 1
     next_class: int = 1
-    campaigns: list[CampaignRow] = field(default_factory=list)
-    classes: list[tuple[int, TaskClass]] = field(default_factory=list)
-    apps: list[AppSpec] = field(default_factory=list)
-    codes: list[tuple[bytes, Payload]] = field(default_factory=list)
-    pools: list[tuple[bytes, Pool]] = field(default_factory=list)
-    sessions: list[SessionRow] = field(default_factory=list)   # not closed
     blocks: list[BlockRow] = field(default_factory=list)        # not over
     pilots: list[PilotRow] = field(default_factory=list)       # not ended
     past: Past = field(default_factory=Past)

@@ -14,7 +14,7 @@ import msgspec
 from balsamfut.interchange import dag
 from balsamfut.interchange.book import Book, Session
 from balsamfut.interchange.flow import Flow, Pending
-from balsamfut.interchange.records import Task
+from balsamfut.interchange.records import Around, CampaignRow, SessionRow, Task
 from balsamfut.messages import (
     Answer,
     BlockAnswer,
@@ -46,10 +46,12 @@ class Wanted:
     cached: list[bytes] = field(default_factory=list)                   # keys of apps with cache=True
     campaign: int | None = None                                         # its open tasks; 0: of all campaigns
     retry_failed: bool = False                                          # ... and those that failed
-    token: str = ""                                                     # whether a session ever had it
+    token: str = ""                                                     # the session that has, or had, it
+    named: str = ""                                                     # the campaign of that name
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.calls or self.keys or self.cached or self.campaign is not None or self.token)
+        return bool(self.tasks or self.calls or self.keys or self.cached or self.campaign is not None or self.token
+                    or self.named)
 
 
 @dataclass(slots=True)
@@ -58,13 +60,16 @@ class Found:
 
     tasks: list[Task] = field(default_factory=list)                     # those that were asked for by id or campaign
     looked: bool = False                                                # calls, keys and cached are complete
+    opened: bool = False                                                # and so are the open tasks of a campaign
     missing: set[int] = field(default_factory=set)                      # tasks that the database does not have
     lacking: set[int] = field(default_factory=set)                      # what tasks that were read need ...
     apart: dict[int, Task] = field(default_factory=dict)                # ... those tasks, until it is there
     calls: dict[int, Task] = field(default_factory=dict)
     keys: dict[tuple[bytes, int], Task] = field(default_factory=dict)
     cached: dict[bytes, Task] = field(default_factory=dict)
-    used: bool = False                                                  # a session had the token
+    session: SessionRow | None = None                                   # that has, or had, the token
+    named: list[CampaignRow] = field(default_factory=list)              # the campaign of the name, if there is one
+    around: Around = field(default_factory=Around)                      # what those tasks refer to and was lacking
 
     def complete(self, want: Wanted, loaded: list[Task], book: Book) -> list[Task]:
         """The tasks that were read, once all that they wait for is there too: they are linked to it when adopted."""
@@ -197,11 +202,11 @@ class Requests:
                 return self.copy_cached(session, task, old, now)
         broken = dag.link(task, upstream) if upstream else None
         if info.app.kind is AppKind.PROMISE:
-            task.state = S.WAITING
             task.missing = 1
             self.flow.promises[(session.id, spec.n)] = task.id
-        elif broken is not None or task.missing:
+        if broken is not None or task.missing:
             task.state = S.WAITING
+            book.counts.waits(task)
         session.accepted.append((spec.n, task.id, task.state, False))
         if broken is not None:
             self.flow.fail_upstream(task, broken, now)
@@ -211,7 +216,6 @@ class Requests:
 
     def copy_cached(self, session: Session, task: Task, old: Task, now: float) -> Task:
         """The result of an equal call of another campaign (cache=True)."""
-        task.state = S.WAITING
         task.payload = old.payload
         task.detail = old.detail
         session.accepted.append((task.spec.n, task.id, S.DONE, True))

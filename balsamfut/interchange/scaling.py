@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from balsamfut.interchange.backlog import Block, Demand, Phase, demand
+from balsamfut.interchange.backlog import Block, Demand, Phase, demand, gathered
 from balsamfut.interchange.batch import Batch
 from balsamfut.interchange.book import Book, Pilot
 from balsamfut.interchange.elastic import Decision, Plan, Submit, View, decide, usable
@@ -33,8 +33,6 @@ PERIOD: Final = 10.0
 """Seconds between two looks ..."""
 SOON: Final = 2.0
 """... but when something is ready after a time without, and while more and more is, it is looked so soon again."""
-COUNTED: Final = 20_000
-"""... or more, where tasks have to be counted: so many in a second, which costs about a thousandth of a core."""
 SETTLES: Final = 60.0
 """Seconds that a growing backlog is waited for at most: a block for its beginning would be too small."""
 END: Final = 7200.0
@@ -57,6 +55,7 @@ class Scaling:
         self._packer = Packer(node, [f"n{index}" for index in range(min(batch.recipe.platform.max_nodes, 2))])
         self._offers = offers(batch.recipe.queues, batch.recipe.provider, batch.recipe.platform.max_nodes, settings)
         self._longest_for: dict[int, float] = {}     # nodes of a task -> seconds in the longest block for it
+        self._hopeless: list[int] = []               # classes that are ready and fit no node, at the last look
         self._idle: dict[int, float] = {}        # pilot -> since when it has run nothing
         self._surplus: dict[str, float] = {}     # of the plan before
         self._next = self._looked = 0.0
@@ -102,11 +101,10 @@ class Scaling:
             self._next = min(self._next, now + SOON)
             self._ready = 1
         idle = min(self._idle.values(), default=now) + self.settings.idle
-        dear = len(self.book.tasks) / COUNTED
-        if now < self._next and not (idle <= now and now - self._looked >= max(SOON, dear)):
+        if now < self._next and not (idle <= now and now - self._looked >= SOON):
             return
         self._looked = now
-        self._next = now + max(PERIOD, dear)
+        self._next = now + PERIOD
         plan = self.think(now)
         self._surplus = dict(plan.surplus)
         self._near_since = (self._near_since or now) if plan.longest_first else 0.0
@@ -142,12 +140,13 @@ class Scaling:
         lines = []
         if not self.settings.enabled:
             lines.append("[elastic] enabled is false in settings.toml: nothing of this is done")
-        return [*lines, *(why for cls in sorted(self._counts(TaskState.READY)) if (why := self.hopeless(cls)))]
+        return [*lines, *map(self._too_much, self._hopeless)]
 
     def hopeless(self, cls: int) -> str:
         """Why no block of this machine could run tasks of a class; "": one could."""
-        if self._demand(cls) is not None:
-            return ""
+        return "" if self._demand(cls) is not None else self._too_much(cls)
+
+    def _too_much(self, cls: int) -> str:
         return (f"{self.book.classes[cls].app.name} asks for more than any node of {self.batch.recipe.platform.name} "
                 "has: no block is asked for it")
 
@@ -159,7 +158,7 @@ class Scaling:
             return False
         self._growing = self._growing or now
         if now - self._growing < SETTLES:
-            self._next = min(self._next, now + max(SOON, len(self.book.tasks) / COUNTED))
+            self._next = min(self._next, now + SOON)
             return True
         return False
 
@@ -187,27 +186,17 @@ class Scaling:
 
     def view(self, now: float) -> View:
         """All that is known."""
-        ready, later = self._counts(TaskState.READY), self._counts(TaskState.WAITING)
-        demands = []
-        for cls in ready.keys() | later.keys():
-            each = self._demand(cls, ready.get(cls, 0), later.get(cls, 0))
-            if each is not None:
-                demands.append(each)
+        ready, later = self.book.counts.ready, self.book.counts.later
+        each = {cls: self._demand(cls, ready.get(cls, 0), later.get(cls, 0)) for cls in ready.keys() | later.keys()}
+        self._hopeless = sorted(cls for cls in ready if each[cls] is None)
+        blocks = tuple(self._block(row, now, ready) for row in self.book.blocks.values())
+        demands = gathered([demand for demand in each.values() if demand is not None], blocks)
         past = self.batch.past
         running = sum(row.nodes * (now - row.started) for row in self.book.blocks.values() if row.started)
         return View(
-            now, tuple(demands), tuple(self._block(row, now, ready) for row in self.book.blocks.values()), self._offers,
-            self.settings, seen=tuple(past.waits), failures=self.batch.failures, spent=past.spent + running,
-            paused=self.paused, hindrance=self._hindrance(now))
-
-    def _counts(self, state: TaskState) -> dict[int, int]:
-        """Tasks by class: READY ones that are queued, or WAITING ones."""
-        found: dict[int, int] = {}
-        tasks = self.queues.tasks() if state is TaskState.READY else [
-            task for task in self.book.tasks.values() if task.state is state and task.joins is None]
-        for task in tasks:
-            found[task.cls] = found.get(task.cls, 0) + 1
-        return found
+            now, tuple(demands), blocks, self._offers, self.settings, seen=tuple(past.waits),
+            failures=self.batch.failures, spent=past.spent + running, paused=self.paused,
+            hindrance=self._hindrance(now))
 
     def _demand(self, cls: int, ready: int = 0, later: int = 0) -> Demand | None:
         info = self.book.classes[cls]
@@ -240,13 +229,15 @@ class Scaling:
             row.token, row.queue, row.nodes, row.walltime or DAY, phase, started or row.submitted, end,
             self._busy(pilot, now) if pilot is not None else 0.0, self._idle.get(row.id, 0.0), bool(row.why),
             row.takes_everything and not row.note,
-            frozenset(cls for cls in ready if pilot is not None and self._refuses(pilot, cls)))
+            self._refused(pilot, ready) if pilot is not None else frozenset())
 
-    def _refuses(self, pilot: Pilot, cls: int) -> bool:
-        """It has become too little for this class, or too late.  Where it is all there and does not take it, no other
-        block would: that is no reason to ask for one."""
-        less = pilot.enrolled and (bool(pilot.out) or pilot.spent)
-        return cls in pilot.closed or (less and not self.batch.pilots.attempts.capacity(pilot, cls))
+    def _refused(self, pilot: Pilot, ready: Iterable[int]) -> frozenset[int]:
+        """The classes that it has become too little for, or too late.  Where it is all there and does not take one, no
+        other block would: that is no reason to ask for one."""
+        if not (pilot.enrolled and (pilot.out or pilot.spent)):
+            return frozenset(pilot.closed)
+        capacity = self.batch.pilots.attempts.capacity
+        return frozenset(pilot.closed).union(cls for cls in ready if not capacity(pilot, cls))
 
     def _busy(self, pilot: Pilot, now: float) -> float:
         """Node-seconds that what a pilot has will still take."""

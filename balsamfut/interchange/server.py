@@ -105,7 +105,7 @@ class Server:
         """What an earlier interchange left: reports that pilots could not hand over, pilots that are gone."""
         now = self.clock.now()
         spooled: list[Path] = []
-        self.look_up(self.core.wanted_first)
+        self.look_up(self.core.reading.first)
         self.core.requests.found = Found()
         if self.batch is not None:
             self.batch.adopt(self.core.batch, now)
@@ -115,7 +115,7 @@ class Server:
             if path.exists():
                 messages = files.spooled(path)
                 for message in messages:
-                    self.look_up(partial(self.core.wanted_pilot, b"", message))
+                    self.look_up(partial(self.core.reading.pilot, b"", message))
                 self.core.spooled(pilot.id, messages, now)
                 spooled.append(path)
             here = path.exists() or pilot.row.pid or pilot.row.host in ("", os.uname().nodename)
@@ -207,7 +207,7 @@ class Server:
                 handle = partial(core.client, peer, message, now)
                 if isinstance(message, SubmitBlock):
                     handle = partial(core.batch.submit, peer, message, new_token(), now)
-                if not self.heed(handle, partial(core.wanted_client, peer, message), message):
+                if not self.heed(handle, partial(core.reading.client, peer, message), message):
                     core.requests.dropped(peer, message)
                 if isinstance(message, Submit):
                     work += len(message.specs)
@@ -222,7 +222,7 @@ class Server:
         core, work = self.core, 0
         for _ in range(DRAIN):
             for peer, message in (got := self.pilots.receive(1)):
-                self.heed(partial(core.pilot, peer, message, now), partial(core.wanted_pilot, peer, message), message)
+                self.heed(partial(core.pilot, peer, message, now), partial(core.reading.pilot, peer, message), message)
                 if isinstance(message, Reports):
                     work += len(message.reports)
             if not got or work >= WORK:
@@ -250,12 +250,16 @@ class Server:
         """Read from the database what a message needs, until it needs no more."""
         while (want := wanted()) is not None:
             token = message.token if isinstance(message, Hello) else ""
-            self.core.know(want, self.recorder.read(want), self.clock.now(), token)
+            found = self.recorder.read(want)
+            if lacking := self.core.reading.lacking(found):
+                found.around = self.recorder.around(lacking)
+            self.core.reading.know(want, found, self.clock.now(), token)
 
     def tick(self, now: float) -> None:
         if self.signalled:
             self.core.stop("it was told to end", grace=2.0)
         self.recorder.beat(now)
+        files.begin_log_anew(self.site)
         self.blocks_changed(now)
         self.watched.keep(self.core.book.sessions)
         for pilot in list(self.core.book.pilots.values()):
@@ -307,8 +311,8 @@ class Server:
 
     def process_ended(self, fd: int, now: float) -> None:
         session = self.core.book.sessions.get(self.watched.ended(fd))
-        if session is not None:
-            self.core.sessions.gone(session, now)
+        if session is not None and not session.row.closed:
+            self.core.sessions.gone(session, now, over=True)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -142,8 +142,7 @@ class Sessions:
         number, book.next_campaign = book.next_campaign, book.next_campaign + 1
         made = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         row = CampaignRow(number, name if name is not None else f"run-{made}-{session}", now, name is not None)
-        book.campaigns[number] = row
-        book.campaign_names[row.name] = number
+        book.learn_campaign(row)
         book.active.add(number)
         book.writes.campaigns.append(row)
         return number, False
@@ -182,20 +181,21 @@ class Sessions:
             book.watch(task, session.id)
         book.send_client(session, Resumed(counts, [task.id for task in tasks]))
 
-    def gone(self, session: Session, now: float, *, said_so: bool = False) -> None:
-        """A client has left, or its process is gone."""
+    def gone(self, session: Session, now: float, *, over: bool = False) -> None:
+        """A client is not heard of any more.  over: it has left, or its process is gone, so it will not come back."""
         if session.peer is not None:
             self.book.peers.pop(session.peer, None)
         session.peer = None
         session.watched = False
         session.keeper = False
         self.flow.hold_promises(session.id)
-        if said_so:
+        if over:
             session.row.closed = now
             if not session.observer:
                 self.book.writes.sessions.append(session.row)
-            self.book.sessions.pop(session.id, None)
             self.book.tokens.pop(session.row.token, None)
+            if not session.limit:       # one that has a limit has it for tasks that go on, too
+                self.book.sessions.pop(session.id, None)
 
     def alive(self) -> list[Session]:
         """Those that keep an embedded interchange alive."""

@@ -25,13 +25,13 @@ from balsamfut import faults, schema
 from balsamfut.clock import Clock
 from balsamfut.errors import SiteError, SiteTaken
 from balsamfut.infos import OwnerInfo
-from balsamfut.interchange import opening, past, rows
-from balsamfut.interchange.records import Task, World, Writes
+from balsamfut.interchange import around, opening, past, rows
+from balsamfut.interchange.around import chunks
+from balsamfut.interchange.records import Around, CampaignRow, Lacking, SessionRow, Task, World, Writes
 from balsamfut.model import OPEN, TaskState
 
 V = TypeVar("V")
 Run = Callable[[str, list[Any]], Any]   # a statement for each of some rows of values
-CHUNK: Final = 500      # values in one IN list: below every database's limit
 PATIENCE: Final = 1.0   # seconds that a statement waits for a lock: the loop that calls us must not stall for long
 FAILED: Final = frozenset({TaskState.FAILED, TaskState.UPSTREAM_FAILED})
 _LOCK_OF_MAKERS: Final = 0x62616C73   # PostgreSQL: two that make the tables at once
@@ -294,7 +294,7 @@ class Store:
     # ---- loading
 
     def load_world(self) -> World:
-        """Numbers that are free, and what few there are of everything else: sessions and pilots that are not over."""
+        """Numbers that are free, and the blocks and pilots that are not over."""
         def highest(table: sa.Table) -> int:
             return int(connection.execute(sa.select(sa.func.max(table.c.id))).scalar() or 0) + 1
 
@@ -307,10 +307,6 @@ class Store:
                 next_task=highest(schema.tasks), next_session=highest(schema.sessions),
                 next_campaign=highest(schema.campaigns), next_pilot=highest(schema.pilots),
                 next_class=highest(schema.classes),
-                campaigns=every(schema.campaigns, rows.campaign_from), classes=every(schema.classes, rows.class_from),
-                apps=every(schema.apps, rows.app_from), codes=every(schema.codes, rows.code_from),
-                pools=every(schema.pools, rows.pool_from),
-                sessions=every(schema.sessions, rows.session_from, schema.sessions.c.closed == 0),
                 blocks=every(schema.blocks, rows.block_from, schema.blocks.c.ended == 0),
                 pilots=every(schema.pilots, rows.pilot_from, schema.pilots.c.ended == 0), past=past.load(connection))
 
@@ -334,7 +330,7 @@ class Store:
         """The tasks of these call numbers of a session, as far as they are recorded."""
         c = schema.tasks.c
         with self._transaction("read") as connection:
-            return {t.spec.n: t for some in _chunks(ns)
+            return {t.spec.n: t for some in chunks(ns)
                     for t in self._select(connection, (c.session == session) & c.n.in_(some))}
 
     def find_keys(self, campaign: int, parent: int, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], Task]:
@@ -342,7 +338,7 @@ class Store:
         c, wanted = schema.tasks.c, set(keys)
         callers = (c.campaign == campaign) & (c.parent == parent)
         with self._transaction("read") as connection:
-            found = {(t.spec.key or b"", t.spec.occurrence): t for some in _chunks(sorted({key for key, _ in wanted}))
+            found = {(t.spec.key or b"", t.spec.occurrence): t for some in chunks(sorted({key for key, _ in wanted}))
                      for t in self._select(connection, c.key.in_(some) & callers)}
         return {which: t for which, t in found.items() if which in wanted}
 
@@ -353,14 +349,23 @@ class Store:
         done = c.state + 0 == TaskState.DONE.value   # + 0: else SQLite looks through all that is done, not through keys
         query = sa.select(sa.func.max(c.id)).where(done, c.cls.in_(sharing)).group_by(c.key)
         with self._transaction("read") as connection:
-            newest = [id for some in _chunks(keys) for (id,) in connection.execute(query.where(c.key.in_(some)))]
+            newest = [id for some in chunks(keys) for (id,) in connection.execute(query.where(c.key.in_(some)))]
             return {t.spec.key or b"": t for t in self._by_ids(connection, newest).values()}
 
-    def had_session(self, token: str) -> bool:
-        """Whether there is, or was, a session of this token."""
-        c = schema.sessions.c
+    def find_session(self, token: str) -> SessionRow | None:
+        """The session that has, or had, this token."""
         with self._transaction("read") as connection:
-            return connection.execute(sa.select(c.id).where(c.token == token)).first() is not None
+            return around.session(connection, token)
+
+    def find_campaign(self, name: str) -> list[CampaignRow]:
+        """The campaign of this name, if there is one."""
+        with self._transaction("read") as connection:
+            return around.campaign(connection, name)
+
+    def load_around(self, lacking: Lacking) -> Around:
+        """What tasks refer to, by numbers."""
+        with self._transaction("read") as connection:
+            return around.load(connection, lacking)
 
     def counts(self, campaign: int | None = None) -> dict[TaskState, int]:
         """How many tasks of a campaign (None: of all) are in each state; states that none is in are left out."""
@@ -372,7 +377,7 @@ class Store:
             return {TaskState(state): number for state, number in connection.execute(query)}
 
     def _by_ids(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Task]:
-        return {t.id: t for some in _chunks(ids) for t in self._select(connection, schema.tasks.c.id.in_(some))}
+        return {t.id: t for some in chunks(ids) for t in self._select(connection, schema.tasks.c.id.in_(some))}
 
     def _select(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Task]:
         """By id, with what they need."""
@@ -384,8 +389,3 @@ class Store:
             needs.setdefault(task, []).append(need)
         found = connection.execute(sa.select(tasks).where(condition).order_by(tasks.c.id))
         return [rows.task_from(tuple(row), tuple(needs.get(row[0], ()))) for row in found]
-
-
-def _chunks(values: Sequence[V]) -> Iterator[list[V]]:
-    for start in range(0, len(values), CHUNK):
-        yield list(values[start:start + CHUNK])

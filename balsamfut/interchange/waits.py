@@ -14,6 +14,8 @@ from typing import Final
 import msgspec
 
 HOUR: Final = 3600.0
+LATEST: Final = 500
+"""Waits that are remembered: those of long ago say little."""
 LUCK: Final = ((0.4, 0.3), (1.0, 0.4), (2.5, 0.3))
 """How waits differ from what is expected: so many times as long, with what probability."""
 _DAY: Final = 86400.0

@@ -21,8 +21,20 @@ from balsamfut.errors import DatabaseTooNew, SettingsError, SiteTaken
 from balsamfut.infos import OwnerInfo
 from balsamfut.interchange import ownership
 from balsamfut.interchange import store as store_module
-from balsamfut.interchange.records import AttemptRow, CampaignRow, EventRow, PilotRow, SessionRow, Task, World, Writes
-from balsamfut.interchange.store import CHUNK, Owned, Store, StoreError
+from balsamfut.interchange.around import CHUNK
+from balsamfut.interchange.records import (
+    Around,
+    AttemptRow,
+    CampaignRow,
+    EventRow,
+    Lacking,
+    PilotRow,
+    SessionRow,
+    Task,
+    World,
+    Writes,
+)
+from balsamfut.interchange.store import Owned, Store, StoreError
 from balsamfut.model import Blob, Joined, TaskState
 
 S = TaskState
@@ -87,23 +99,28 @@ def test_the_next_owner_reads_all_that_the_last_one_wrote_of_the_surroundings(op
     second = opened(database)
     world = second.load_world()
     written = surroundings()
-    assert (world.campaigns, world.sessions) == (written.campaigns, written.sessions)
-    assert (world.apps, world.codes) == ([APP], [(APP.digest, b"code")])
-    assert (world.pools, world.classes) == ([(b"p" * 16, POOL)], [(1, PLAIN), (2, SHARING)])
+    around = second.load_around(Lacking({1, 2}, {1, 2}, {1, 2, 99}))
+    assert (around.campaigns, around.sessions) == (written.campaigns, written.sessions)
+    assert (around.apps, around.codes) == ([APP], [(APP.digest, b"code")])
+    assert (around.pools, around.classes) == ([(b"p" * 16, POOL)], [(1, PLAIN), (2, SHARING)])
+    assert second.load_around(Lacking(classes={2})) == Around(
+        classes=[(2, SHARING)], apps=around.apps, codes=around.codes, pools=around.pools)
     assert world.pilots == [PilotRow(3, "t", "n0", 5, "aurora", 2, 70.0)]
     assert (world.next_task, world.next_session, world.next_campaign) == (42, 3, 3)
     assert (world.next_pilot, world.next_class) == (4, 3)
     assert (second.epoch, second.site) == (2, first.site)
 
 
-def test_sessions_that_closed_and_pilots_that_ended_are_not_loaded(store: Store) -> None:
+def test_pilots_that_ended_are_not_loaded_and_a_session_that_closed_is_known_by_its_token(store: Store) -> None:
     pilot = PilotRow(1, "t", "n0", 5, "aurora", 2, 70.0)
     store.commit(Writes(pilots=[pilot]))
     pilot.ended = 90.0
-    store.commit(Writes(pilots=[pilot], sessions=[SessionRow(1, "token-1", 1, 0, "login1", 11, 51.0, 99.0)]))
-    world = store.load_world()
-    assert world.pilots == []
-    assert [session.id for session in world.sessions] == [2]
+    closed = SessionRow(1, "token-1", 1, 0, "login1", 11, 51.0, 99.0)
+    store.commit(Writes(pilots=[pilot], sessions=[closed]))
+    assert store.load_world().pilots == []
+    assert store.find_session("token-1") == closed and store.find_session("nobody's") is None
+    campaign, = surroundings().campaigns[:1]
+    assert store.find_campaign(campaign.name) == [campaign] and store.find_campaign("another") == []
 
 
 @pytest.mark.parametrize("payload", [None, b"", b"\x80\x05N.", Blob("ab" * 32, 7), Joined(b"t", [b"x", Blob("cd", 1)]),

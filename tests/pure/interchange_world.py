@@ -9,7 +9,7 @@ from pathlib import Path
 from balsamfut import platforms
 from balsamfut.interchange.book import Session
 from balsamfut.interchange.core import Core, Turn
-from balsamfut.interchange.records import Task, World, Writes
+from balsamfut.interchange.records import Around, Lacking, Task, World, Writes
 from balsamfut.interchange.requests import Found, Wanted
 from balsamfut.interchange.sessions import Config, Shape
 from balsamfut.messages import (
@@ -42,7 +42,7 @@ from balsamfut.provider.recipe import Recipe
 CONFIG = Config(embedded=True, epoch=1, data="/data", objects="/objects", inline=65536, linger=1e9,
                 recipe=Recipe(Path("/site"), platforms.load("workstation"), "local"),
                 usual=Shape("workstation", 1, 2), first=Shape("workstation", 1, 2))
-MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole")
+MEMORY = ("missing", "deps", "dependents", "watchers", "stored", "dirty", "whole", "queued")
 KEPT = [name for name in Task.__struct_fields__ if name not in MEMORY]
 
 
@@ -52,17 +52,18 @@ class Database:
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, object]] = {}
         self.world = World()
+        self.around = Around()
 
     def commit(self, writes: Writes) -> None:
         for task in writes.tasks:
             self.rows[task.id] = {name: copy.copy(getattr(task, name)) for name in KEPT}
             task.stored, task.dirty = True, False
-        world = self.world
-        world.classes += writes.classes
-        world.apps += writes.apps
-        world.codes += writes.codes
-        world.pools += writes.pools
-        for rows, mine in ((writes.campaigns, world.campaigns), (writes.sessions, world.sessions),
+        world, around = self.world, self.around
+        around.classes += writes.classes
+        around.apps += writes.apps
+        around.codes += writes.codes
+        around.pools += writes.pools
+        for rows, mine in ((writes.campaigns, around.campaigns), (writes.sessions, around.sessions),
                            (writes.pilots, world.pilots)):
             for row in rows:
                 mine[:] = [old for old in mine if old.id != row.id] + [copy.copy(row)]
@@ -79,12 +80,11 @@ class Database:
     def load_world(self) -> World:
         world = copy.deepcopy(self.world)
         world.pilots = [row for row in world.pilots if not row.ended]
-        world.sessions = [row for row in world.sessions if not row.closed]
         world.next_task = max(self.rows, default=0) + 1
-        world.next_session = max((row.id for row in self.world.sessions), default=0) + 1
-        world.next_campaign = max((row.id for row in self.world.campaigns), default=0) + 1
+        world.next_session = max((row.id for row in self.around.sessions), default=0) + 1
+        world.next_campaign = max((row.id for row in self.around.campaigns), default=0) + 1
         world.next_pilot = max((row.id for row in self.world.pilots), default=0) + 1
-        world.next_class = max((number for number, _ in self.world.classes), default=0) + 1
+        world.next_class = max((number for number, _ in self.around.classes), default=0) + 1
         return world
 
     def read(self, want: Wanted) -> Found:
@@ -100,7 +100,8 @@ class Database:
                 row = self.rows[i]
                 ids |= {i, *row["spec"].needs, *(row["joins"] or ())}  # type: ignore[attr-defined,misc]
         found.tasks = [self.task(i) for i in sorted(ids)]
-        found.used = any(row.token == want.token for row in self.world.sessions)
+        found.session = next((copy.deepcopy(row) for row in self.around.sessions if row.token == want.token), None)
+        found.named = [copy.deepcopy(row) for row in self.around.campaigns if row.name == want.named]
         if want.calls is not None:
             session, ns = want.calls
             found.calls = {row["spec"].n: self.task(i) for i, row in self.rows.items()  # type: ignore[attr-defined]
@@ -112,6 +113,16 @@ class Database:
                 if row["campaign"] == campaign and row["parent"] == parent and place in keys:
                     found.keys[place] = self.task(i)
         return found
+
+    def read_around(self, lacking: Lacking) -> Around:
+        all = self.around
+        classes = [each for each in all.classes if each[0] in lacking.classes]
+        apps, pools = {spec.app for _, spec in classes}, {spec.pool for _, spec in classes}
+        return copy.deepcopy(Around(
+            [row for row in all.campaigns if row.id in lacking.campaigns],
+            [row for row in all.sessions if row.id in lacking.sessions], classes,
+            [app for app in all.apps if app.digest in apps], [code for code in all.codes if code[0] in apps],
+            [pool for pool in all.pools if pool[0] in pools]))
 
 
 @dataclass
@@ -153,8 +164,14 @@ class Harness:
 
     def start(self) -> None:
         self.core = Core(self.db.load_world(), CONFIG, lambda enrol, resources: 2, self.now)
+        self.inherit()
         self.turn()
         self.hello()
+
+    def inherit(self) -> None:
+        while (want := self.core.reading.first()) is not None:
+            self.know(want)
+        self.core.requests.found = Found()
 
     def restart(self) -> None:
         """kill -9: what was not committed is gone; the pilots and the client find the new one."""
@@ -191,16 +208,22 @@ class Harness:
 
     def client(self, message: Message) -> None:
         self.now += 0.01
-        while (want := self.core.wanted_client(b"client", message)) is not None:
+        while (want := self.core.reading.client(b"client", message)) is not None:
             token = message.token if isinstance(message, Hello) else ""
-            self.core.know(want, self.db.read(want), self.now, token)
+            self.know(want, token)
         self.core.client(b"client", message, self.now)
 
     def report(self, pilot: PretendPilot, message: Message) -> None:
         self.now += 0.01
-        while (want := self.core.wanted_pilot(pilot.peer, message)) is not None:
-            self.core.know(want, self.db.read(want), self.now)
+        while (want := self.core.reading.pilot(pilot.peer, message)) is not None:
+            self.know(want)
         self.core.pilot(pilot.peer, message, self.now)
+
+    def know(self, want: Wanted, token: str = "") -> None:
+        found = self.db.read(want)
+        if lacking := self.core.reading.lacking(found):
+            found.around = self.db.read_around(lacking)
+        self.core.reading.know(want, found, self.now, token)
 
     # ---- the client
 

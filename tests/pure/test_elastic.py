@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from balsamfut import platforms
-from balsamfut.interchange.backlog import Block, Cover, Demand, Phase, demand
+from balsamfut.interchange.backlog import MANY, Block, Cover, Demand, Phase, demand, gathered
 from balsamfut.interchange.elastic import Failure, Plan, Release, Submit, View, decide
 from balsamfut.interchange.waits import Wait, Waits
 from balsamfut.model import TILE, Resources
@@ -373,3 +374,20 @@ def test_the_simulated_batch_system_refuses_what_breaks_its_limits() -> None:
     assert len(pbs.refused) == 3
     pbs.advance(10 * HOUR)
     assert [job.over - job.start for job in pbs.over] == [pytest.approx(HOUR)]
+
+
+def test_thousands_of_kinds_of_tasks_are_taken_together_and_stay_the_same_work() -> None:
+    rng = random.Random(7)
+    demands = [Demand(f"app {cls}", rng.choice([1, 1, 2, 4, 64]), rng.choice([1, 12, 104]), rng.uniform(0.01, 3000.0),
+                      rng.uniform(10.0, 7200.0), rng.randrange(3), 1 + rng.randrange(3), cls) for cls in range(5000)]
+    less = Block("less", "q", 64, 7200.0, Phase.RUNNING, 0.0, 9000.0, refuses=frozenset(range(0, 5000, 2)))
+    found = gathered(demands, [less])
+    assert len(found) <= 200
+    for much in (lambda d: d.count, lambda d: d.later, lambda d: d.work(d.count + d.later)):
+        assert sum(map(much, found)) == pytest.approx(sum(map(much, demands)))
+    refused = [sum(d.count for d in some if d.cls in less.refuses) for some in (found, demands)]
+    assert refused[0] == refused[1]
+    for measure in (lambda d: d.nodes, lambda d: d.span):
+        assert max(map(measure, found)) == max(map(measure, demands))
+    few = demands[:MANY]
+    assert gathered(few, [less]) == few

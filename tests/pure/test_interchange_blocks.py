@@ -16,7 +16,6 @@ from interchange_world import CONFIG, Database, Harness, PretendPilot
 from balsamfut import platforms
 from balsamfut.interchange.core import BALANCE, RETURN, Core
 from balsamfut.interchange.records import World, Writes
-from balsamfut.interchange.requests import Wanted
 from balsamfut.messages import PROTOCOL, BlockAnswer, Enrol, Fault, Hello, Message, Notice, RemoveBlock, Submit
 from balsamfut.model import AppKind, AppSpec, Extra, Options, Pool, Resources, TaskClass, TaskSpec, TaskState
 from balsamfut.provider.base import BlockState, BlockStatus
@@ -53,6 +52,7 @@ class Yard(Harness):
         if not isinstance(self.db, Blocks):
             self.db = Blocks()
         self.core = Core(self.db.load_world(), self.config, lambda enrol, resources: 2 * len(enrol.nodes), self.now)
+        self.inherit()
         self.turn()
         self.client(Hello(PROTOCOL, self.token, self.campaign, 1, "host"))
         self.turn()
@@ -417,8 +417,6 @@ def test_a_part_whose_pilot_died_without_an_interchange_does_not_keep_its_tasks(
     assert len(gone.held) == len(other.held) == 2
     gone.alive = False
     yard.restart()
-    yard.core.know(Wanted(campaign=0), yard.db.read(Wanted(campaign=0)), yard.now)
-    yard.turn()
     for task in list(other.held):
         yard.finish_task(other, task, Fault.NONE)
     end = yard.now + RETURN + 40.0

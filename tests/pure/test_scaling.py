@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -16,8 +17,8 @@ from balsamfut.interchange.batch import AGAIN, GRACE, PARTING
 from balsamfut.interchange.book import Pilot
 from balsamfut.interchange.core import Core
 from balsamfut.interchange.elastic import Plan
-from balsamfut.interchange.records import BlockRow, PilotRow, Writes
-from balsamfut.interchange.scaling import COUNTED, PERIOD, SETTLES, offers, pairs
+from balsamfut.interchange.records import BlockRow, PilotRow, Task, Writes
+from balsamfut.interchange.scaling import PERIOD, SETTLES, offers, pairs
 from balsamfut.messages import (
     PROTOCOL,
     BlockAnswer,
@@ -32,6 +33,7 @@ from balsamfut.messages import (
     Stop,
     SubmitBlock,
 )
+from balsamfut.model import TaskState
 from balsamfut.platforms.queues import Queue
 from balsamfut.provider.base import BlockState, BlockStatus
 from balsamfut.provider.recipe import Recipe
@@ -68,6 +70,7 @@ class Campaign(Harness):
         if not isinstance(self.db, Recorder):
             self.db: Recorder = Recorder()
         self.core = Core(self.db.load_world(), self.config, lambda enrol, resources: 12 * len(enrol.nodes), self.now)
+        self.inherit()
         self.turn()
         self.hello()
 
@@ -353,14 +356,24 @@ def test_a_queue_that_refuses_is_left_alone_for_a_while_and_what_is_over_counts_
     assert world.core.batch.failures == {}
 
 
-def test_many_tasks_are_counted_less_often() -> None:
+def test_to_know_how_much_there_is_to_do_nobody_looks_at_tasks() -> None:
+    class Closed(dict[int, Task]):
+        """Says no more than how many there are, and which one has a number."""
+
+        def values(self) -> NoReturn:
+            raise AssertionError("all tasks were looked at")
+
+        items = __iter__ = values
+
     world = Campaign()
-    world.tasks(1)
+    first, second = world.tasks(2)
+    world.submit(needs=(first,))
+    world.turn()
+    world.core.book.tasks = Closed(world.core.book.tasks)
+    demand, = world.core.scaling.view(world.now).demands
+    assert (demand.count, demand.later) == (2, 1)
     world.wait(SETTLES + PERIOD)
-    for number in range(1_000_000, 1_000_000 + int(3 * PERIOD * COUNTED / 1000)):
-        world.core.book.tasks[number] = next(iter(world.core.book.tasks.values()))
-    world.core.scaling.look(world.now + PERIOD, world.token_of)
-    assert world.core.scaling._next >= world.now + PERIOD
+    assert len(world.wanted) == 1 and world.ask_elastic("plan").lines
 
 
 def test_extra_settings_are_pairs() -> None:
@@ -386,8 +399,11 @@ def test_near_the_end_what_takes_longest_goes_first_and_else_what_is_oldest(monk
     first, last = world.core.book.tasks.values()
     world.core.queues.pop(world.core.queues.lines()[0])
     world.core.queues.pop(world.core.queues.lines()[0])
+    for task in (first, last):
+        world.core.book.move(task, TaskState.ASSIGNED)
     last.cls = number
     for task in (first, last):
+        world.core.book.move(task, TaskState.READY)
         world.core.queues.push(task)
     pilot = Pilot(PilotRow(9, "t", "", 0, "aurora", 1, 0.0))
     pilot.enrolled, pilot.capacity = True, {first.cls: 5, number: 5}
@@ -439,25 +455,6 @@ def test_tasks_are_given_the_longest_block_there_may_be_if_it_can_do(
             info.spec.options, checkpoint=checkpoint))
     world.wait(SETTLES + PERIOD)
     assert bool(world.wanted) is asked
-
-
-def test_many_tasks_are_not_counted_more_often_because_a_block_is_idle() -> None:
-    world = Campaign()
-    world.core.batch.submit(b"client", SubmitBlock(1, 1, HOUR, "debug", "project"), "bf-person", world.now)
-    world.turn()
-    row, = world.wanted
-    world.begin(row)
-    world.wait(2 * ON.idle)
-    task, = world.tasks(1)
-    for number in range(1_000_000, 1_000_000 + int(30.0 * COUNTED)):
-        world.core.book.tasks[number] = world.core.book.tasks[task]
-    looked = []
-    world.core.scaling.think = lambda now: looked.append(now) or Plan((), ())     # type: ignore[method-assign,func-returns-value]
-    world.core.book.pilots[row.id].held.clear()
-    for _ in range(60):
-        world.now += 1.0
-        world.core.scaling.look(world.now, world.token_of)
-    assert len(looked) <= 3
 
 
 @pytest.mark.parametrize("why", ["nodes", "time", "not as described"])
