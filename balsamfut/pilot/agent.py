@@ -37,7 +37,7 @@ from balsamfut.pilot.gather import Gathering, hosts_of, node_names
 from balsamfut.pilot.launching import Launching
 from balsamfut.pilot.orders import Run, Signal, Take
 from balsamfut.pilot.staff import SAMPLE, Order, Staff
-from balsamfut.pilot.uplink import Uplink
+from balsamfut.pilot.uplink import PATIENCE, Uplink, expect
 from balsamfut.pilot.ward import Ward
 from balsamfut.placement import Packer
 from balsamfut.platforms import Platform
@@ -374,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     platform = platforms.at(Path(options.site), options.platform, options.cores)
+    if options.walltime and not options.address:
+        expect(Path(options.site).absolute(), min(PATIENCE, 0.5 * options.walltime))
     try:
         agent = Agent(options, platform)
     except BalsamfutError as error:

@@ -5,7 +5,9 @@ Knows how to find an interchange, and not what is said.
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +17,23 @@ from balsamfut.errors import SiteError
 from balsamfut.messages import Message, ToPilot
 from balsamfut.wire import Link, Poller
 
+log = logging.getLogger("balsamfut.pilot")
+
+PATIENCE: Final = 300.0
+"""Seconds that the pilot of a block waits for an interchange to be there at all: the block has waited in a queue, maybe
+for days, and a login node that starts again takes minutes."""
 SILENCE: Final = 6.0
 """Seconds without a word after which an interchange that cannot be looked at counts as gone."""
+
+
+def expect(site: Path, seconds: float) -> None:
+    """Wait until an interchange of the site has said where it is, so many seconds at most."""
+    if connection.read(site) is not None:
+        return
+    log.info("no interchange of %s is running: waiting for one, %g s at most", site, seconds)
+    end = time.monotonic() + seconds
+    while connection.read(site) is None and time.monotonic() < end:
+        time.sleep(0.5)
 
 
 class Uplink:

@@ -220,5 +220,6 @@ def _ended(record: Mapping[str, str], comment: str) -> Sight:
         words = f"{ending.text} (Exit_status {status}, {ending.name})"
         return Sight(BlockState.ENDED, f"{words}: {comment}" if comment else words, None, ending.again)
     # 256 and more: the top process was killed by a signal, which PBS adds.  A server that was killed has lost comments.
-    return Sight(BlockState.ENDED, comment or f"it ended with Exit_status {status}, of which PBS says no more",
-                 256 - status if status >= 256 else status)
+    how = f"signal {status - 256} ended it" if status >= 256 else f"it ended with code {status}"
+    code = 256 - status if status >= 256 else status
+    return Sight(BlockState.ENDED, comment or f"{how}, PBS says no more of it", code)

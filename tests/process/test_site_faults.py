@@ -435,6 +435,8 @@ def test_a_submission_that_never_reached_pbs_is_not_tried_again_once_its_block_i
     killed(site)
     assert site.until("refused", seconds=60.0).text == "it was cancelled before PBS had taken it"
     assert len(site.pbs.calls("qsub")) == 1
+    site.pbs.untell("hang")      # the command that nobody waits for any more goes on: its job ends with this test
+    until(site.pbs.jobs, "what hung is done after all")
 
 
 def test_a_block_whose_preamble_hangs_is_told_once_with_the_end_of_its_output(
@@ -481,6 +483,23 @@ def test_a_held_job_is_told_once_in_pbs_s_words_and_once_when_it_is_released(sit
     until(lambda: any(map(site.heard, ends)), "it is told that the block is held no more")
     site.told_once("block 1 does not start: held (u): job held by a person", next(filter(site.heard, ends)))
     site.finish()
+
+
+def test_a_block_that_starts_while_the_site_is_stopped_waits_for_it(site: FaultySite) -> None:
+    site.make()
+    site.pbs.tell("hold", "until the site is stopped")
+    site.play()
+    site.submit()
+    site.until("queued", text="held")
+    assert balsamfut("site", "stop", "faulty").returncode == 0
+    site.pbs.untell("hold")
+    site.pbs.release()
+    log = site.path / "log" / "pilot-1.log"
+    until(lambda: any("is running: waiting for one" in line for line in lines(log)), "the pilot waits")
+    site.start()
+    site.works()
+    site.finish()
+    assert {each.state for each in site.ls().values()} == {"running"}
 
 
 def test_a_job_that_vanishes_after_routing_is_told_once_and_its_tasks_wait_for_another(site: FaultySite) -> None:

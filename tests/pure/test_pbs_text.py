@@ -144,8 +144,8 @@ def test_every_state_that_was_seen_is_read() -> None:
 def test_an_end_of_which_pbs_has_forgotten_the_words_is_told_in_ours() -> None:
     """Comments are lost for good when the server is killed, or ends in order, while a job runs."""
     assert pbs_text.sight({"job_state": "F", "Exit_status": "0"}).text == (
-        "it ended with Exit_status 0, of which PBS says no more")
-    assert "Exit_status 271" in (pbs_text.sight({"job_state": "F", "Exit_status": "271"}).text or "")
+        "it ended with code 0, PBS says no more of it")
+    assert pbs_text.sight({"job_state": "F", "Exit_status": "271"}).text == "signal 15 ended it, PBS says no more of it"
 
 
 def test_what_is_said_of_each_of_many_jobs_is_told_once() -> None:
