@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 BIN = Path(__file__).parent / "fake_site" / "bin"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class FakePbs:

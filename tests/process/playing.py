@@ -37,7 +37,7 @@ from balsamfut.messages import (
 )
 from balsamfut.model import AppKind, AppSpec, Extra, Hook, Options, Payload, Pool, Resources, TaskClass, TaskSpec
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Interchange:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from playing import Interchange, Pilot, playing
+from waiting import unhurried
 
 from balsamfut.context import Retry, TaskView
 from balsamfut.errors import (
@@ -213,7 +214,8 @@ def test_hooks_hear_of_every_way_in_which_a_python_task_fails(
 
 
 def test_walltime_asks_a_command_to_stop_and_then_makes_it(play: Interchange) -> None:
-    polite = play.run(play.shell("trap 'echo bye; exit 0' TERM; sleep 1000 & wait", walltime=1.0, stop_grace=20.0))
+    says_bye = "trap 'echo bye; exit 0' TERM; sleep 1000 & wait"
+    polite = play.run(play.shell(says_bye, walltime=unhurried(1.0), stop_grace=20.0))
     assert isinstance(play.error(polite), WalltimeExceeded) and play.end(polite).fault is Fault.WALLTIME
     detail = play.end(polite).detail
     assert detail is not None and read(detail.stdout) == "bye\n"

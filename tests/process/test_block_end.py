@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from playing import Interchange, Pilot
+from waiting import unhurried
 
 from balsamfut.context import Retry, TaskView, time_left
 from balsamfut.messages import Exited, Fault
@@ -46,31 +47,32 @@ def workdir(site: Path, task: int) -> Path:
 
 
 def test_a_command_writes_its_checkpoint_and_goes_on_from_it_in_the_next_block(tmp_path: Path) -> None:
-    began = time.monotonic()
-    with block(tmp_path, 9.0) as (play, pilot):
-        assert 0.0 < play.enrolments[0].left < 9.0
-        cls = play.shell(COUNTS.replace("LIMIT", "80"), stop_grace=2.0)
+    began, lasts = time.monotonic(), unhurried(9.0)
+    steps = int(9 * lasts)      # of a tenth of a second: more than there is time for
+    with block(tmp_path, lasts) as (play, pilot):
+        assert 0.0 < play.enrolments[0].left < lasts
+        cls = play.shell(COUNTS.replace("LIMIT", str(steps)), stop_grace=2.0)
         task = play.run(cls)
         ended = play.end(task)
         assert (ended.fault, ended.payload, ended.error) == (Fault.BLOCK, None, "its block ended while it ran")
         assert ended.ended - ended.started > 2.0, "it was told to stop long before that was needed"
         play.until(lambda: play.left)
-        assert pilot.wait() == 0 and time.monotonic() - began < 9.0
+        assert pilot.wait() == 0 and time.monotonic() - began < lasts
         assert play.left[0].reason == "its block has come to its end"
     count = int((workdir(tmp_path, task) / "state").read_text())
-    assert 0 < count < 80 and not (workdir(tmp_path, task) / "result").exists()
-    with block(tmp_path, 20.0, number=2) as (play, pilot):
-        cls = play.shell(COUNTS.replace("LIMIT", "80"), stop_grace=2.0)
+    assert 0 < count < steps and not (workdir(tmp_path, task) / "result").exists()
+    with block(tmp_path, 1000.0, number=2) as (play, pilot):
+        cls = play.shell(COUNTS.replace("LIMIT", str(steps)), stop_grace=2.0)
         play.launch(play.item(cls, task=task, attempt=2))
         assert play.end(task).fault is Fault.NONE
-        assert (workdir(tmp_path, task) / "result").read_text() == "whole: 80\n"
+        assert (workdir(tmp_path, task) / "result").read_text() == f"whole: {steps}\n"
         assert (workdir(tmp_path, task) / "job.out").read_text() == f"attempt 1: {count}\n"
         pilot.process.send_signal(signal.SIGTERM)
         assert pilot.wait() == 0
 
 
 def test_what_ends_well_after_it_was_told_is_done_where_it_made_all_that_it_declares(tmp_path: Path) -> None:
-    with block(tmp_path, 9.0, cores=3) as (play, _):
+    with block(tmp_path, unhurried(9.0), cores=3) as (play, _):
         cls = play.shell("trap 'touch one; exit 0' TERM; sleep 1000 & wait", stop_grace=1.0)
         some = play.launch(play.item(cls, extra=Extra(outputs=("one", "two"))),
                            play.item(cls, extra=Extra(outputs=("one",))), play.item(cls))
@@ -94,13 +96,14 @@ def lingers(path: str, catches: bool) -> str:
 
 
 def test_a_python_task_hears_the_signal_and_knows_how_much_time_is_left(tmp_path: Path) -> None:
-    with block(tmp_path, 9.0, cores=3) as (play, _):
+    lasts = unhurried(9.0)
+    with block(tmp_path, lasts, cores=3) as (play, _):
         cls = play.app(lingers, stop_grace=2.0)
         names = ("kept", "raised", "deaf")
         kept, raised, deaf = (play.run(cls, str(tmp_path / name), name != "deaf") for name in names)
         assert play.value(kept) == "as far as it came"
         assert [play.end(task).fault for task in (raised, deaf)] == [Fault.BLOCK, Fault.BLOCK]
-    assert 2.0 < float((tmp_path / "kept").read_text()) < 9.0
+    assert 2.0 < float((tmp_path / "kept").read_text()) < lasts
     assert time_left() > 1e9
 
 
@@ -114,7 +117,7 @@ def decides(task: TaskView) -> Retry | None:
 
 
 def test_the_on_timeout_hook_says_how_it_goes_on(tmp_path: Path) -> None:
-    with block(tmp_path, 9.0, cores=3) as (play, _):
+    with block(tmp_path, unhurried(9.0), cores=3) as (play, _):
         hooks = {"on_timeout": decides}
         cls = play.app(None, play.apps[play.shell("sleep 1000")][1].kind, "sleep 1000", hooks=hooks, stop_grace=2.0)
         named = [play.item(cls, extra=Extra(name=name)) for name in ("on", "wider", "fails")]
@@ -128,7 +131,7 @@ def test_the_on_timeout_hook_says_how_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_would_not_be_over_in_time_is_handed_back_and_what_is_short_runs_on(tmp_path: Path) -> None:
-    with block(tmp_path, 12.0) as (play, _):
+    with block(tmp_path, unhurried(12.0)) as (play, _):
         long, short = play.shell("sleep 100", walltime=60.0), play.shell("true", walltime=0.5)
         goes_on = play.shell("sleep 1000", walltime=60.0, checkpoint=True, stop_grace=3.0)
         task, restarted = play.run(long), play.run(goes_on)
@@ -157,7 +160,7 @@ while True:
 def test_all_ranks_of_an_mpi_task_are_told_once_and_write_their_checkpoints(tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     (tmp_path / "tells.py").write_text(TELLS)
-    with block(tmp_path, 12.0, cores=3) as (play, pilot):
+    with block(tmp_path, unhurried(12.0), cores=3) as (play, pilot):
         cls = play.shell(f"{sys.executable} {tmp_path}/tells.py", resources=Resources(ranks_per_node=3), stop_grace=4.0)
         task = play.run(cls)
         where = workdir(tmp_path, task)
@@ -187,7 +190,7 @@ def rests(path: str, comm: object) -> None:
 
 def test_calls_on_ranks_that_live_on_are_cut_off_with_their_slices(tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
-    with block(tmp_path, 14.0, cores=2) as (play, pilot):
+    with block(tmp_path, unhurried(14.0), cores=2) as (play, pilot):
         cls = play.app(rests, resources=Resources(ranks_per_node=2, mpi=True, pooled=True), stop_grace=3.0)
         running, queued = play.run(cls, str(tmp_path / "runs")), play.run(cls, str(tmp_path / "waits"))
         play.flagged(tmp_path / "runs")

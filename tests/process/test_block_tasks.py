@@ -13,7 +13,7 @@ import psutil
 import pytest
 from scripts import run
 from test_sites import add, balsamfut, note, told
-from waiting import until
+from waiting import unhurried, until
 
 from balsamfut import Executor, Site, connection, query
 from balsamfut.errors import UsageError
@@ -123,8 +123,8 @@ def test_the_parts_of_a_block_on_this_machine_end_with_its_walltime(
     assert told("site", "start", "page")["new"]
     try:
         assert run(SCRIPT.replace("num_nodes=2, ranks_per_node=2", "ranks_per_node=2"), tmp_path).code == 0
-        number = told("queue", "submit", "--site", "page", "-n", "2", "-t", "0.3", "--part", "serial:1:kind=post",
-                      "--part", "mpi:1")["id"]
+        number = told("queue", "submit", "--site", "page", "-n", "2", "-t", f"{unhurried(18.0) / 60:.3f}",
+                      "--part", "serial:1:kind=post", "--part", "mpi:1")["id"]
         until(lambda: sorted(states().values()) == ["DONE"] * 6 + ["READY"], "all but one are done", 60)
         tasks = told("task", "ls", "--site", "page")
         assert {task["pilot"] for task in tasks if task["app"] == "wide"} == {number + 1}

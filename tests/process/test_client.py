@@ -71,7 +71,7 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for what nobody announces."""
     end = time.monotonic() + seconds
     while not condition():

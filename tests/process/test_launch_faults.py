@@ -87,7 +87,7 @@ class Rig:
         """How it ended, when nothing of it is left."""
         poll = select.poll()
         poll.register(self.processes.fds()[0], select.POLLIN)
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + 90.0
         while time.monotonic() < deadline:
             events = self.commands.linger()
             if not events and poll.poll(10 if self.commands.busy else 50):
@@ -264,7 +264,7 @@ def test_agents_are_started_one_on_each_host_and_one_that_ends_ends_no_other(tmp
 
 def kill_the_launcher(rig: Rig, directory: Path) -> None:
     job = rig.start(f"touch {directory}/up.$$; {FOREVER}", ONE)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     while len(list(directory.glob("up.*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)

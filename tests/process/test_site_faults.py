@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from scripts import start
 from test_sites import balsamfut, told
-from waiting import lines, until
+from waiting import lines, unhurried, until
 
 from balsamfut import connection, query
 from balsamfut.infos import BlockInfo
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pbs_site import FakePbs
 
 pytest_plugins = ("pbs_site",)
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 FASTER = 60.0
 TEN_MINUTES = 600.0 / FASTER
@@ -568,9 +568,8 @@ def test_a_node_whose_clock_is_an_hour_off_works_and_the_times_in_the_database_a
 LONG = """
     from balsamfut import Executor, app
 
-    @app.shell("read n 2>/dev/null < state || n=0; trap 'echo $n > state; exit 0' TERM; "
-               "while [ $n -lt 105 ]; do n=$((n + 1)); sleep 0.1 & wait $!; done; echo $BALSAMFUT_ATTEMPT",
-               checkpoint=True, stop_grace=2)
+    @app.shell("trap 'exit 0' TERM; while [ ! -e go.$BALSAMFUT_ATTEMPT ]; do sleep 0.1 & wait $!; done; "
+               "echo $BALSAMFUT_ATTEMPT", workdir="counts", checkpoint=True, stop_grace=2)
     def counts(): ...
 
     with Executor("faults", site="faulty"):
@@ -584,10 +583,12 @@ def test_a_block_is_over_before_pbs_ends_it_and_its_task_goes_on_in_the_next(sit
     with open(site.said, "w") as said:
         site.script = start(textwrap.dedent(LONG), site.place, err=said)
     for number in (1, 2):
-        assert told("queue", "submit", "--site", "faulty", "-n", "1", "-t", "0.2")["id"] == number
+        minutes = f"{unhurried(12.0) / 60:.3f}"
+        assert told("queue", "submit", "--site", "faulty", "-n", "1", "-t", minutes)["id"] == number
         assert site.until("ended", number).exit_code == 0
         job = site.pbs.jobs()[-1]
         assert job["exit_status"] == 0 and "walltime" not in job["comment"], job
+        (site.path / "data" / "counts" / "go.2").touch()
     out, _ = site.script.communicate(timeout=30)
     assert out == "submitted\n2\n"
     assert site.lost_pilots() == ["its block has come to its end"] * 2

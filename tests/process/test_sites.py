@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from scripts import ROOT, run
-from waiting import until
+from waiting import unhurried, until
 
 from balsamfut import Executor, app, connection, query
 from balsamfut.errors import SiteError
@@ -183,9 +183,9 @@ def test_ctrl_c_ends_a_script_whose_site_is_stopped(site: Path, tmp_path: Path) 
 def test_a_blocks_pilot_ends_with_its_walltime_and_gives_back_what_it_could_not_end(site: Path, tmp_path: Path) -> None:
     with Executor("short", site="kept") as ex:
         call = note(str(tmp_path / "marks"), str(tmp_path / "gate"))
-        told("queue", "submit", "--site", "kept", "-n", "1", "-t", "0.15")
+        told("queue", "submit", "--site", "kept", "-n", "1", "-t", f"{unhurried(9.0) / 60:.3f}")
         until((tmp_path / "marks").exists, "it runs")
-        until(lambda: not told("queue", "ls", "--site", "kept"), "the block is over", seconds=30.0)
+        until(lambda: not told("queue", "ls", "--site", "kept"), "the block is over", seconds=90.0)
         (tmp_path / "gate").touch()
         told("queue", "submit", "--site", "kept", "-n", "1", "-t", "5")
         assert call.result(30) == 7
