@@ -71,7 +71,7 @@ With --json a command prints one JSON object with one key, which says what it ho
 {"task": {...}} for `task show`.  Times are Unix times, durations seconds.
 
 Exit codes: 0 done; 1 done, but tasks failed or not all was as asked; 2 it could not be done, and why is on stderr;
-130 interrupted.
+130 interrupted; 141 nobody read all that it had to say (`| head`).
 """
 
 
@@ -148,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         print(f"balsamfut: {exc}", file=sys.stderr)
         return 2
-    except SystemExit as exc:   # click's way to end when nobody reads
-        return exc.code if isinstance(exc.code, int) else 1
+    except SystemExit:   # click's way to end when nobody reads
+        return _nobody_reads()
 
 
 def _nobody_reads() -> int:

@@ -47,5 +47,5 @@ def command(site: str | None, as_json: bool) -> int:
     else:
         width = max(len(each.check) for each in found)
         for each in found:
-            click.echo(f"{click.style(f'{each.level:7}', fg=COLOURS[each.level])}  {each.check:{width}}  {each.text}")
+            click.echo(f"{output.coloured(f'{each.level:7}', COLOURS[each.level])}  {each.check:{width}}  {each.text}")
     return int(any(each.level == "error" for each in found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -47,8 +48,9 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
     console = Console()
     used = [index for index in range(len(columns)) if any(row[index] for row in cells)]
     widths = {index: max(len(row[index]) for row in [columns, *cells]) for index in used}
-    _fit(widths, console.width - 2 * len(used))
+    _fit(widths, console.width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    used = list(widths)
     for index in used:
         table.add_column(Text(columns[index]), justify="right" if right[index] else "left", no_wrap=True,
                          overflow="ellipsis", width=widths[index])
@@ -59,9 +61,12 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
 
 def _fit(widths: dict[int, int], room: int) -> None:
     """Make columns narrower that do not fit: first the last, where sentences are, but something of them is to be seen;
-    then the widest of the others."""
+    then the widest of the others.  Where nothing could be read that way, leave some out, the last but one first."""
     *facts, last = widths
     seen = min(SEEN, widths[last])
+    while len(facts) > 2 and sum(min(NARROW, widths[index]) + 2 for index in facts) + seen + 2 > room:
+        del widths[facts.pop()]
+    room -= 2 * len(widths)
     while facts and sum(widths[index] for index in facts) + seen > room:
         widest = max(facts, key=widths.__getitem__)
         if widths[widest] <= NARROW:
@@ -81,6 +86,11 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     shown = [(name, str(value)) for name, value in pairs if value not in ("", None, [], {}, ())]
     width = max((len(name) for name, _ in shown), default=0)
     click.echo("\n".join(f"{name.ljust(width)}  {line(value)}" for name, value in shown))
+
+
+def coloured(text: str, colour: str) -> str:
+    """In this colour, on a terminal, unless its user wants none (NO_COLOR)."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
 
 
 def say(text: str) -> None:

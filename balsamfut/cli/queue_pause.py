@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import click
 
-from balsamfut.cli import common
+from balsamfut.cli import common, output
 
 
 @click.command("pause")
 @common.site_option
-def command(site: str | None) -> None:
-    """Have the elastic queue ask for no blocks."""
+@common.json_option
+def command(site: str | None, as_json: bool) -> None:
+    """Have the elastic queue ask for no blocks.
+
+    With --json: {"elastic": {"enabled", "paused"}}.
+    """
     from balsamfut.executor import asking
 
     answer = asking.order_elastic(common.find_site(site), "pause")
+    if as_json:
+        output.print_json("elastic", {"enabled": answer.enabled, "paused": answer.paused})
+        return
     off = "" if answer.enabled else " (but [elastic] enabled is false in settings.toml)"
     click.echo(f"the elastic queue asks for no blocks until `balsamfut queue resume`; those that are there go on{off}")

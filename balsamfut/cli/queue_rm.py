@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import click
 
-from balsamfut.cli import common
+from balsamfut.cli import common, output
 
 
 @click.command("rm")
 @common.site_option
 @click.argument("blocks", metavar="ID...", type=common.Whole(), nargs=-1, required=True)
-def command(site: str | None, blocks: tuple[int, ...]) -> None:
-    """End blocks, or withdraw those that wait; what ran there runs elsewhere."""
+@common.json_option
+def command(site: str | None, blocks: tuple[int, ...], as_json: bool) -> None:
+    """End blocks, or withdraw those that wait; what ran there runs elsewhere.
+
+    With --json: {"blocks": [{"id"}]}, those that are being ended.
+    """
     from balsamfut.errors import UsageError
     from balsamfut.executor import asking
     from balsamfut.messages import RemoveBlock
@@ -25,6 +29,9 @@ def command(site: str | None, blocks: tuple[int, ...]) -> None:
         wrong = [f"there is no block {', '.join(map(str, unknown))} in {directory}"] if unknown else []
         wrong += [f"block {', '.join(map(str, over))} is over already"] if over else []
         raise UsageError(f"{'; '.join(wrong)}; nothing was done, `balsamfut queue ls` lists those that can be ended")
-    for number in dict.fromkeys(blocks):
+    for number in (asked := list(dict.fromkeys(blocks))):
         asking.ask_for_block(directory, RemoveBlock(1, number))
-        click.echo(f"block {number} is being ended")
+        if not as_json:
+            click.echo(f"block {number} is being ended")
+    if as_json:
+        output.print_json("blocks", [{"id": number} for number in asked])

@@ -36,14 +36,13 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
     The exit code is 1 if tasks of these campaigns have failed or are held.  With --json: {"resume": {"campaigns":
     [{"name", "counts", "failed", "held"}]}}; what goes on meanwhile is told on stderr.
     """
+    from balsamfut import sites
     from balsamfut.cli import resuming
 
-    if not wait:
-        raise UsageError("--no-wait cannot be: the interchange of this site lives only while a script or a command is "
-                         "connected to it, and here that is this command; leave --no-wait out, or let the shell keep "
-                         "it running: nohup balsamfut resume &")
     named = common.one_site(place, site)
     directory = which_site(place, site)
+    if not wait:
+        raise UsageError(why_wait(directory))
     again = f"balsamfut resume{_quoted(named)}"
     with common.open_reader(directory) as reader:
         plans = resuming.plan(reader, common.known_campaign(reader, campaign), retry_failed)
@@ -55,10 +54,24 @@ def command(place: str | None, campaign: str | None, retry_failed: bool, wait: b
                     resuming.wait_for_end(directory)   # it runs for another machine
                 resuming.Resumption(directory, reader, one, retry_failed).run()
         except KeyboardInterrupt:
-            output.say("interrupted; the interchange stops unless a script uses it, what is recorded stays, and "
+            output.say("interrupted; the site goes on with it" if sites.read(directory) is not None else
+                       "interrupted; the interchange stops unless a script uses it, what is recorded stays, and "
                        f"`{again}` goes on with it")
             return 130
         return summarize(reader, [name for one in plans for name in one.campaigns], again, as_json)
+
+
+def why_wait(site: Path) -> str:
+    """Why --no-wait cannot be."""
+    from balsamfut import sites
+
+    kept = sites.read(site)
+    if kept is not None:
+        return (f"--no-wait is not needed: the site {kept.name} goes on with all that is not over while it runs "
+                f"(`balsamfut site start {kept.name}`), and Ctrl-C ends no more than the wait")
+    return ("--no-wait cannot be: the interchange of this site lives only while a script or a command is connected to "
+            "it, and here that is this command; leave --no-wait out, or let the shell keep it running: nohup balsamfut "
+            "resume &")
 
 
 def which_site(place: str | None, site: str | None) -> Path:

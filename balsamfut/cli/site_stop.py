@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from balsamfut.cli import common
+from balsamfut.cli import common, output
 
 PATIENCE: Final = 20.0
 """Seconds for it to finish writing."""
@@ -22,10 +22,12 @@ BLOCKS: Final = 120.0
 @common.site_argument
 @common.site_option
 @click.option("--blocks", is_flag=True, help="End its blocks first; what ran there runs again when there are others.")
-def command(place: str | None, site: str | None, blocks: bool) -> None:
+@common.json_option
+def command(place: str | None, site: str | None, blocks: bool, as_json: bool) -> None:
     """Stop the interchange of a site; pilots go on with what they have.
 
     They keep what they have to report, and hand it over when it is started again.  Waits until it has ended.
+    With --json: {"stopped": {"pid"}}; null: it did not run.
     """
     from balsamfut import connection
     from balsamfut.errors import UsageError
@@ -33,7 +35,7 @@ def command(place: str | None, site: str | None, blocks: bool) -> None:
     directory = common.find_site(common.one_site(place, site))
     found = connection.read(directory)
     if found is None or not found.alive:
-        click.echo("it does not run")
+        tell("it does not run", None, as_json)
         return
     if blocks:
         _end_blocks(directory)
@@ -51,7 +53,14 @@ def command(place: str | None, site: str | None, blocks: bool) -> None:
             raise UsageError(f"process {found.pid} has not ended after {PATIENCE:g} s{hint}; see "
                              f"{directory / 'log' / 'interchange.log'}")
         time.sleep(0.02)
-    click.echo(f"stopped: process {found.pid}")
+    tell(f"stopped: process {found.pid}", found.pid, as_json)
+
+
+def tell(text: str, pid: int | None, as_json: bool) -> None:
+    if as_json:
+        output.print_json("stopped", {"pid": pid})
+    else:
+        click.echo(text)
 
 
 def _end_blocks(directory: Path) -> None:

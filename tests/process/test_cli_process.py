@@ -120,6 +120,7 @@ def test_tasks_are_counted_by_state(filled: Store, run: Any) -> None:
     (["resume", "--campaign", "scan8"], "there is no campaign 'scan8' here; did you mean scan7?"),
     (["resume", "scan7"], "no site scan7, and a campaign of that name here: `balsamfut resume --campaign scan7`"),
     (["resume", "scan8"], "no campaign 'scan8' here; did you mean scan7? (`balsamfut resume --campaign NAME`)"),
+    (["resume", "--no-wait"], "lives only while a script or a command is connected to it"),
     (["resume", "./scan7"], "there is no site here: "),
     (["resume", "--site", "scan7"], "no site of the name 'scan7'"),
     (["task", "show", "99"], "there is no task 99"),
@@ -203,6 +204,19 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(store: Stor
         done = subprocess.run(["bash", "-c", '"$@" | head -n 1', "-", *COMMAND, "task", "ls", *more], cwd=site_dir,
                               capture_output=True, text=True, check=True, timeout=30)
         assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize("words", [["task", "ls", "--json"], ["doctor"], ["--help"]])
+def test_a_reader_that_is_gone_before_the_first_line_has_the_same_exit_code_always(
+        store: Store, site_dir: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([*COMMAND, *words], cwd=site_dir, stdout=writing, stderr=subprocess.PIPE, check=False,
+                              timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_help_imports_no_command_and_nothing_heavy(tmp_path: Path) -> None:

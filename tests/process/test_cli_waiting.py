@@ -75,3 +75,11 @@ def test_where_the_site_is_not_running_that_is_the_reason(stuck: Path) -> None:
     assert balsamfut("status", "--site", "kept").stdout.endswith(f"\n\n3 ready: {said}\n")
     done = balsamfut("task", "ls", "--site", "kept", "--state", "ready", "--json")
     assert done.stderr == "" and len(json.loads(done.stdout)["tasks"]) == 3
+
+
+def test_orders_answer_in_json_too(stuck: Path) -> None:
+    assert told("queue", "pause", "--site", "kept") == {"enabled": False, "paused": True}
+    assert told("queue", "resume", "--site", "kept") == {"enabled": False, "paused": False}
+    pid = told("status", "--site", "kept")["interchange"]["pid"]
+    assert told("site", "stop", "kept") == {"pid": pid}
+    assert told("site", "stop", "kept") == {"pid": None}

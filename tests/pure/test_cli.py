@@ -99,9 +99,29 @@ def test_where_no_site_is_the_sentence_says_where_it_was_looked_for(run: Any, si
         *words, "--site", "x")[2]
 
 
-def test_resume_says_why_it_cannot_leave_at_once(run: Any) -> None:
-    code, _, err = run("resume", "--no-wait")
-    assert code == 2 and "lives only while a script or a command is connected" in err and "nohup" in err
+def test_resume_says_of_a_site_that_is_kept_that_nobody_need_wait(run: Any, site_dir: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(site_dir / "config"))
+    sites.init(site_dir / "place", "kept", "workstation")
+    code, out, err = run("resume", "-s", "kept", "--no-wait")
+    assert (code, out) == (2, "") and "the site kept goes on with all that is not over while it runs" in err
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 100])
+def test_a_table_on_a_narrow_terminal_leaves_columns_out_rather_than_show_none(width: int) -> None:
+    widths = {0: 3, 1: 9, 2: 12, 3: 80, 4: 30, 5: 20, 6: 19, 7: 8, 8: 10, 9: 90}
+    output._fit(widths, width)
+    assert list(widths)[:2] == [0, 1] and 9 in widths, "what it is, how it stands, and why"
+    assert sum(widths.values()) + 2 * len(widths) <= width or len(widths) == 3
+    assert widths[0] == 3 and all(each >= min(6, each) for each in widths.values()) and widths[9] >= 20
+    assert width < 100 or len(widths) == 10
+
+
+def test_colours_are_left_out_for_those_who_want_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert output.coloured("ok", "green") == "\x1b[32mok\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert output.coloured("ok", "green") == "ok"
 
 
 def test_the_settings_are_told_with_their_sources_also_without_a_site(run: Any,
