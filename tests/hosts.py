@@ -25,8 +25,10 @@ the bridge included, lives as long as those.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -43,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 NETWORKS = "198.18"      # set aside for measuring networks (RFC 2544): nobody's real one
 PYTHON = [sys.executable, "-I", "-S"]
 PATIENCE = 20.0          # seconds for anything that a host has to do
+PR_SET_CHILD_SUBREAPER = 36
 PROBE = "ip link add v0 type veth peer name v1 && ip link add b0 type bridge && ip link set v0 master b0"
 NEW = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 # What makes a host of new namespaces.  $1 the hosts file, $2 its /tmp, then what of /tmp is shared.
@@ -91,6 +94,7 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         self._write_files()
+        _adopt(orphans=True)
         try:
             self._switch = _start(["unshare", "--net", "--fork", "--kill-child", "sh", "-c", "echo ready; read -r end"])
             _wait_ready({"the switch": self._switch})
@@ -120,6 +124,7 @@ class Hosts:
             self._switch.kill()
             _reap(self._switch)
             self._switch = None
+        _adopt(orphans=False)
         self._lock.close()
 
     def boot(self, name: str) -> None:
@@ -270,8 +275,26 @@ def _reap(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
-    # The kernel waits until whoever adopted the orphans has reaped them: the machine's first process, in its time.
-    process.wait(3 * PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, PATIENCE)
+        _reap_orphans()
+        time.sleep(0.01)
+
+
+def _adopt(orphans: bool) -> None:
+    """What `enter` has started on a host, and left when it was killed, becomes a child of this process, and not of the
+    machine's first: a host is over when all that was on it is reaped, and in a container the first may reap nobody."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
+
+
+def _reap_orphans() -> None:
+    """Those that have ended: children that nobody here started, for they have a number on a host, too."""
+    for pid in [pid for pid in _pids() if _parent(pid) == os.getpid()]:
+        with contextlib.suppress(OSError):
+            if len(re.findall(r"(?m)^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text())[0].split()) > 1:
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _ip(*commands: str, inside: int | None = None) -> None:

@@ -525,7 +525,8 @@ def test_resume_finishes_what_a_killed_script_left_from_another_directory_and_ru
     (killed / "mended").touch()
     code, out, _ = run("resume", "--retry-failed")
     assert (code, out) == (0, "steps: 22 done of 22\n")
-    assert Counter(ran(killed))[5] == 2 and len(ran(killed)) <= 23
+    # Twice, and once more where it was what ran when its script was killed.
+    assert Counter(ran(killed))[5] in (2, 3) and len(ran(killed)) <= 24
     assert [run("task", "result", n)[1] for n in ("21", "22")] == ["10\n", "6\n"]
 
 

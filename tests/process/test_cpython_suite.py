@@ -167,7 +167,9 @@ def outcomes(surroundings: None) -> dict[str, unittest.TestResult]:
         return result
 
     with concurrent.futures.ThreadPoolExecutor(len(SIDE_BY_SIDE)) as threads:
-        return dict(zip(SIDE_BY_SIDE, threads.map(outcome, SIDE_BY_SIDE.values()), strict=True))
+        found = dict(zip(SIDE_BY_SIDE, threads.map(outcome, SIDE_BY_SIDE.values()), strict=True))
+    # They know times and no conditions, and a busy machine does not keep those: once more, as their own runner does.
+    return {name: result if result.wasSuccessful() else outcome(SIDE_BY_SIDE[name]) for name, result in found.items()}
 
 
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)

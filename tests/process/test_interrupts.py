@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -100,8 +101,9 @@ def test_a_script_that_waits_ends_with_one_sentence_however_often_it_is_interrup
 def test_what_ended_the_with_block_is_told_while_it_waits(site_dir: Path) -> None:
     ran = play(FAILS, site_dir, [1.6])
     first, second = ran.err.splitlines()[:2]
-    assert first.startswith("balsamfut: ValueError: no such molecule: this has ended the `with` block of the Executor, "
-                            "which waits for 1 call that is not over; Ctrl-C"), ran.err
+    # How many of the two is a matter of time: the other one fails.
+    assert re.match("balsamfut: ValueError: no such molecule: this has ended the `with` block of the Executor, "
+                    "which waits for (1 call that is|2 calls that are) not over; Ctrl-C", first), ran.err
     assert second.startswith("balsamfut: interrupted; 1 call is not over; `balsamfut resume` goes on with it"), ran.err
     assert ran.code == -signal.SIGINT
 
