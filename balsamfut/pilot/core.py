@@ -286,8 +286,8 @@ class Core(Closing):
         if worker.hand and (worker.hand[0].cause is not Fault.NONE
                             or (running is not None and worker.hand[0].key == (running.task, running.attempt))):
             current = worker.hand.popleft()
-        for attempt in worker.hand if self.stopping else ():
-            self._over(attempt, Fault.RETURNED)
+        for attempt in worker.hand if self.stopping else ():    # of what has begun, it is a hook that waited
+            self._over(attempt, self._cause if attempt.begun else Fault.RETURNED)
         if not self.stopping:
             self._queue.put_back(worker.hand)
         if current is not None:
