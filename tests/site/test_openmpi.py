@@ -14,6 +14,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+UNSTARTED = "listener thread failed to start"     # on a busy machine; a pilot would try the task again
 MAKING = 400      # seconds, where everything has to be downloaded
 
 pytestmark = pytest.mark.timeout(MAKING + 200)
@@ -42,10 +43,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_holds_with_mpich_holds_with_open_mpi(python: Path, tmp_path: Path, file: str, chosen: str) -> None:
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith(("PYTEST_", "SITE_TESTS", "PYTHONPATH"))}
-    done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--basetemp", tmp_path / "base",
-         TESTS / "process" / file, *(["-k", chosen] if chosen else [])],
-        cwd=ROOT, env={**environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}, capture_output=True, text=True,
-        timeout=180, check=False)
+    for _ in range(3):
+        done = subprocess.run(
+            [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--basetemp", tmp_path / "base",
+             TESTS / "process" / file, *(["-k", chosen] if chosen else [])],
+            cwd=ROOT, env={**environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}, capture_output=True, text=True,
+            timeout=180, check=False)
+        if not (done.returncode and UNSTARTED in done.stdout):
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout, done.stdout
