@@ -270,7 +270,8 @@ def test_a_block_of_a_person_is_not_let_go() -> None:
     assert world.stopped == [] and world.core.batch.unwanted == []
 
 
-def test_a_waiting_block_is_withdrawn_when_its_tasks_were_cancelled() -> None:
+def withdrawn() -> tuple[Campaign, BlockRow]:
+    """A block that waited in the queue when its tasks were cancelled."""
     world = Campaign()
     tasks = world.tasks(12)
     world.wait(SETTLES + PERIOD)
@@ -280,20 +281,17 @@ def test_a_waiting_block_is_withdrawn_when_its_tasks_were_cancelled() -> None:
     world.ask(Cancel, tasks)
     world.turn()
     world.wait(ON.idle + 2 * PERIOD)
+    return world, row
+
+
+def test_a_waiting_block_is_withdrawn_when_its_tasks_were_cancelled() -> None:
+    world, row = withdrawn()
     assert [each.id for each in world.core.batch.unwanted] == [row.id]
     assert world.wanted == []
 
 
 def test_a_block_that_starts_though_it_was_withdrawn_is_told_to_end_and_its_end_is_asked_for_again() -> None:
-    world = Campaign()
-    tasks = world.tasks(12)
-    world.wait(SETTLES + PERIOD)
-    row, *_ = world.wanted
-    world.wanted.clear()
-    world.status(row, BlockState.QUEUED)
-    world.ask(Cancel, tasks)
-    world.turn()
-    world.wait(ON.idle + 2 * PERIOD)
+    world, row = withdrawn()
     assert world.core.batch.orders() == ([], [row])
     peer = world.begin(row)
     assert world.stopped == [peer]
