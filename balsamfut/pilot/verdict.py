@@ -94,6 +94,8 @@ _TEXT: Final[dict[str, Rules]] = {
         (r"Exit code:\s+\d+.*", Cause.TASK),
     ),
     "srun": _rules(
+        # Its pmi2 reads 1,024 bytes of what a rank says, and MPICH over UCX now and then says more.
+        (r"slurmstepd\S*: error: mpi/pmi2: value not properly terminated.*", Cause.LAUNCHER),
         (r"(srun|slurmstepd): error: .*(Node failure on|NODE FAILURE on) (?P<host>[^\s,\[\]]+)$", Cause.NODE),
         (r"(srun|slurmstepd): error: .*([Nn]ode failure|NODE FAIL).*", Cause.NODE),
         (r"(srun|slurmstepd): error: .*([Oo]ut [Oo]f [Mm]emory|oom.kill).*", Cause.MEMORY),

@@ -71,6 +71,8 @@ CASCADE = "\n".join(f"x1: rank {rank} died from signal 15" for rank in range(1, 
      None),
     ("srun", 1, "srun: error: Node failure on n2", Cause.NODE, None),
     ("srun", 253, "", Cause.MEMORY, None),
+    ("srun", 15, ("slurmstepd-n1: error: mpi/pmi2: value not properly terminated in client request\n"
+                  "srun: error: n1: task 0: Exited with exit code 15"), Cause.LAUNCHER, None),
     ("srun", 1, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0", Cause.MEMORY, None),
     # ours
     ("hydra", 97, "balsamfut-wrapper: cores 8-9 are not all on n1", Cause.LAUNCHER, None),
